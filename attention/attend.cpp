@@ -1,0 +1,58 @@
+#include "attention/attend.h"
+
+#include <algorithm>
+
+namespace vesper {
+namespace {
+
+// A split shorter than this many tokens costs more to merge than it saves.
+constexpr int kMinSplitTokens = 128;
+
+constexpr int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace
+
+SplitPlan plan_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units, int max_splits) {
+  const int blocks = std::max(1, seqs * shape.kv_heads);
+  const int wanted = std::clamp(divide_up(units, blocks), 1, std::max(1, max_splits));
+  const int pages = std::max(1, divide_up(max_kv_len, shape.page_tokens));
+  const int min_pages = divide_up(kMinSplitTokens, shape.page_tokens);
+  const int split_pages = std::max(min_pages, divide_up(pages, wanted));
+  return SplitPlan{.splits = divide_up(pages, split_pages), .split_tokens = split_pages * shape.page_tokens};
+}
+
+void attend_prefill(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                    const Batch& batch, const TensorRef& out) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::attend_prefill(exec, shape, q, kv, batch, out);
+  }
+  cpu::attend_prefill(shape, q.as<const float, 2>(), kv, batch, out.as<float, 2>());
+}
+
+void attend_decode(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                   const Batch& batch, const SplitPlan& plan, const SplitPartials& partials, const TensorRef& out,
+                   TensorView<float, 2> lse) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::attend_decode(exec, shape, q, kv, batch, plan, partials, out, lse);
+  }
+  cpu::attend_decode(shape, q.as<const float, 2>(), kv, batch, plan, partials, out.as<float, 2>(), lse);
+}
+
+Cost attend_decode_cost(const AttentionShape& shape, DType dtype, std::int64_t seqs, std::int64_t total_kv_len) {
+  const std::int64_t kv_elements = 2 * total_kv_len * shape.kv_heads * shape.head_dim;
+  const std::int64_t q_elements = 2 * seqs * shape.heads * shape.head_dim;
+  return {.bytes = (kv_elements + q_elements) * dtype_bytes(dtype),
+          .flops = 4 * total_kv_len * shape.heads * shape.head_dim};
+}
+
+Cost attend_prefill_cost(const AttentionShape& shape, DType dtype, std::int64_t query_tokens, std::int64_t kv_len) {
+  const std::int64_t kv_elements = 2 * kv_len * shape.kv_heads * shape.head_dim;
+  const std::int64_t q_elements = 2 * query_tokens * shape.heads * shape.head_dim;
+  const std::int64_t before = kv_len - query_tokens;  // keys that every query sees
+  const std::int64_t pairs = query_tokens * before + query_tokens * (query_tokens + 1) / 2;
+  return {.bytes = (kv_elements + q_elements) * dtype_bytes(dtype), .flops = 4 * pairs * shape.heads * shape.head_dim};
+}
+
+}  // namespace vesper

@@ -1,0 +1,52 @@
+// The one way a kernel is launched, and the one way a CUDA call is checked.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdlib>
+#include <string>
+#include <utility>
+
+#include "engine/core/error.h"
+
+namespace vesper::cuda {
+
+// Throws a run error that names what was being done, where, and the driver's word for what went wrong.
+inline void check(cudaError_t status, const char* doing, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
+  if (status == cudaSuccess) return;
+  fail({std::string(doing) + " (" + file + ":" + std::to_string(line) + ")",
+        std::string(cudaGetErrorName(status)) + ", " + cudaGetErrorString(status), "",
+        "VESPER_SYNC_LAUNCH=1 names the kernel that caused it"});
+}
+
+struct Dims {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+};
+
+// Launches `kernel` and checks the launch at once. With VESPER_SYNC_LAUNCH=1 in the environment it also waits, so that
+// a fault is reported by the kernel that caused it. More than 48 KiB of shared memory is asked for here.
+template <typename... Params, typename... Args>
+void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaStream_t stream, Args&&... args) {
+  static const bool sync = std::getenv("VESPER_SYNC_LAUNCH") != nullptr;
+  if (dims.shared_bytes > 48 * 1024) {
+    check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dims.shared_bytes)),
+        name);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dims.grid;
+  config.blockDim = dims.block;
+  config.dynamicSmemBytes = dims.shared_bytes;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name);
+  if (sync) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream, &capture), name);
+    if (capture == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream), name);
+  }
+}
+
+}  // namespace vesper::cuda

@@ -1,0 +1,107 @@
+#include "engine/core/stream.h"
+
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <utility>
+
+#include "engine/core/device.h"
+
+namespace vesper {
+namespace {
+
+// A "Key:   123 kB" line of /proc/meminfo, in bytes; -1 where it is missing.
+std::int64_t meminfo_bytes(const std::string& key) {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  std::int64_t kib = 0;
+  std::string rest;
+  while (file >> name >> kib && std::getline(file, rest)) {
+    if (name == key) return kib * 1024;
+  }
+  return -1;
+}
+
+std::string cpu_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "CPU";
+}
+
+}  // namespace
+
+std::string cuda_unavailable_reason() {
+  return cuda::unavailable_reason();
+}
+
+DeviceInfo device_info(DeviceKind kind) {
+  if (kind == DeviceKind::kCuda) return cuda::current_device_info();
+  DeviceInfo info;
+  info.name = cpu_name();
+  info.total_bytes = static_cast<std::int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  const std::int64_t available = meminfo_bytes("MemAvailable:");
+  info.free_bytes = available >= 0 ? available : info.total_bytes;
+  return info;
+}
+
+Stream::Stream(DeviceKind device) : device_(device) {
+  if (device == DeviceKind::kCuda) stream_ = cuda::create_stream();
+}
+
+Stream::~Stream() {
+  if (stream_ != nullptr) cuda::destroy_stream(stream_);
+}
+
+Stream::Stream(Stream&& other) noexcept : device_(other.device_), stream_(std::exchange(other.stream_, nullptr)) {}
+
+Stream& Stream::operator=(Stream&& other) noexcept {
+  std::swap(device_, other.device_);
+  std::swap(stream_, other.stream_);
+  return *this;
+}
+
+void Stream::synchronize() const {
+  if (stream_ != nullptr) cuda::synchronize_stream(stream_);
+}
+
+Event::Event() : event_(cuda::create_event()) {}
+
+Event::~Event() {
+  if (event_ != nullptr) cuda::destroy_event(event_);
+}
+
+Event::Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+
+Event& Event::operator=(Event&& other) noexcept {
+  std::swap(event_, other.event_);
+  return *this;
+}
+
+void Event::record(const Exec& exec) {
+  cuda::record_event(event_, exec.stream);
+}
+
+void Event::synchronize() const {
+  cuda::synchronize_event(event_);
+}
+
+float Event::ms_since(const Event& start) const {
+  return cuda::event_ms_between(start.event_, event_);
+}
+
+void copy_bytes(const Exec& exec, void* to, const void* from, std::int64_t bytes) {
+  if (bytes <= 0) return;
+  if (exec.on_cuda()) return cuda::copy_async(to, from, bytes, exec.stream);
+  std::memcpy(to, from, static_cast<std::size_t>(bytes));
+}
+
+void zero_bytes(const Exec& exec, void* data, std::int64_t bytes) {
+  if (bytes <= 0) return;
+  if (exec.on_cuda()) return cuda::zero_async(data, bytes, exec.stream);
+  std::memset(data, 0, static_cast<std::size_t>(bytes));
+}
+
+}  // namespace vesper

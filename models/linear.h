@@ -1,0 +1,76 @@
+// out = x W^T: the matrix products of the decoder.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+
+#include "engine/core/exec.h"
+#include "engine/core/tensor.h"
+
+namespace vesper {
+
+// A weight matrix [rows, columns] as up to three row blocks stacked: on the CPU q, k and v stay where they lie in the
+// mapped file; on CUDA they are uploaded side by side and there is one block.
+struct LinearWeight {
+  std::array<TensorRef, 3> blocks;
+  int count = 0;
+
+  [[nodiscard]] std::int64_t rows() const {
+    std::int64_t total = 0;
+    for (int b = 0; b < count; ++b) total += blocks[static_cast<std::size_t>(b)].shape[0];
+    return total;
+  }
+  [[nodiscard]] std::int64_t columns() const { return count == 0 ? 0 : blocks[0].shape[1]; }
+  [[nodiscard]] std::int64_t bytes() const {
+    std::int64_t total = 0;
+    for (int b = 0; b < count; ++b) total += blocks[static_cast<std::size_t>(b)].bytes();
+    return total;
+  }
+};
+
+// Rows of x up to which CUDA uses the GEMV kernels instead of cuBLASLt.
+inline constexpr int kMaxGemvRows = 8;
+
+// What the CUDA products need between calls: a cuBLASLt handle, its workspace (taken when this is built) and the
+// algorithm found for each shape. One a rank; nothing on the CPU. Not thread-safe.
+class LinearContext {
+ public:
+  // Bytes of device memory that a context takes; part of the memory plan.
+  static std::int64_t workspace_bytes(DeviceKind device);
+
+  explicit LinearContext(DeviceKind device);
+  ~LinearContext();
+  LinearContext(LinearContext&&) noexcept;
+  LinearContext& operator=(LinearContext&&) noexcept;
+  LinearContext(const LinearContext&) = delete;
+  LinearContext& operator=(const LinearContext&) = delete;
+
+  struct Impl;  // defined by the CUDA half
+  [[nodiscard]] Impl* impl() const { return impl_.get(); }
+
+ private:
+  struct Deleter {
+    void operator()(Impl* impl) const noexcept;
+  };
+  std::unique_ptr<Impl, Deleter> impl_;
+};
+
+// out[t, r] = sum_c x[t, c] * weight[r, c], accumulated in fp32.
+//   x [tokens, columns];  out [tokens, rows]
+// CPU: x and out f32, weight blocks f32, bf16 or f16, widened in registers; each sum runs over 8 fixed lanes (lane i
+// holds the products of columns c = i mod 8, added in order), joined as ((0+4)+(2+6))+((1+5)+(3+7)), so that a result
+// depends neither on the batch nor on the vector width. CUDA: one block, x and weight in one 16-bit type, out in that
+// type or f32.
+void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
+            const TensorRef& out);
+
+namespace cpu {
+void linear(TensorView<const float, 2> x, const LinearWeight& weight, TensorView<float, 2> out);
+}  // namespace cpu
+namespace cuda {
+void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
+            const TensorRef& out);
+}  // namespace cuda
+
+}  // namespace vesper

@@ -1,0 +1,20 @@
+#include "models/norm.h"
+
+namespace vesper {
+
+void rms_norm(const Exec& exec, const TensorRef& x, const TensorRef& weight, float eps, const TensorRef& out) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::rms_norm(exec, x, weight, eps, out);
+  }
+  cpu::rms_norm(x.as<const float, 2>(), weight, eps, out.as<float, 2>());
+}
+
+void add_rms_norm(const Exec& exec, const TensorRef& x, const TensorRef& addend, const TensorRef& weight, float eps,
+                  const TensorRef& out) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::add_rms_norm(exec, x, addend, weight, eps, out);
+  }
+  cpu::add_rms_norm(x.as<float, 2>(), addend.as<const float, 2>(), weight, eps, out.as<float, 2>());
+}
+
+}  // namespace vesper

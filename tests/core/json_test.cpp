@@ -1,0 +1,53 @@
+#include "engine/core/json.h"
+
+#include <gtest/gtest.h>
+
+#include "engine/core/error.h"
+
+namespace vesper {
+namespace {
+
+std::string refusal(std::string_view text) {
+  try {
+    (void)parse_json(text, "x.json");
+  } catch (const Error& error) {
+    EXPECT_EQ(error.fault(), Fault::kInput);
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Json, ParsesADocument) {
+  EXPECT_EQ(parse_json(R"({"a": [1, {"b": 2, "a": 3}]})", "x.json")["a"][1]["a"], 3);
+}
+
+TEST(Json, RefusesADuplicateKey) {
+  EXPECT_NE(refusal(R"({"a": 1, "b": {"c": 1, "c": 2}})").find("\"c\" twice"), std::string::npos);
+  EXPECT_EQ(refusal(R"({"a": {"c": 1}, "b": {"c": 2}})"), "");
+}
+
+TEST(Json, RefusesTenThousandLevels) {
+  EXPECT_NE(refusal(std::string(10000, '[') + std::string(10000, ']')).find("nested deeper"), std::string::npos);
+  std::string objects;
+  for (int i = 0; i < 10000; ++i) objects += "{\"a\":";
+  EXPECT_NE(refusal(objects).find("nested deeper"), std::string::npos);
+}
+
+TEST(Json, RefusesWhatIsNotOneUtf8Document) {
+  EXPECT_NE(refusal("{\"a\": \"\xff\"}"), "");
+  EXPECT_NE(refusal("{} {}"), "");
+  EXPECT_NE(refusal("{\"a\": 1"), "");
+  EXPECT_NE(refusal(""), "");
+}
+
+TEST(Json, NamesAMissingFile) {
+  try {
+    (void)read_json_file("/nonexistent/config.json");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("/nonexistent/config.json"), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace vesper
