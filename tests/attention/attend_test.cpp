@@ -1,0 +1,265 @@
+// Prefill and decode attention against the formula in double precision, under a bound derived from fp32.
+#include "attention/attend.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/compare.h"
+#include "tests/paged.h"
+
+namespace vesper {
+namespace {
+
+// One head over the first `keys` keys, with the error that any fp32 evaluation with a running maximum may have.
+//   score: a sum of head_dim products, one more rounding for the scale
+//   weight e^(score - maximum): the score's error, the subtraction, 2 ulp of the exponential, and once a block of keys
+//   a rescaling by such a weight; the relative errors of numerator and denominator add
+struct Reference {
+  std::vector<double> out, bound;
+  double lse = 0.0, lse_bound = 0.0;
+};
+
+constexpr int kShortestBlock = 16;  // keys between two rescalings, at least
+
+Reference reference(const AttentionShape& shape, const float* q, PagedTensor& k, PagedTensor& v, const Batch& batch,
+                    int s, int g, int keys) {
+  std::vector<double> score(static_cast<std::size_t>(keys));
+  double score_error = 0.0;
+  double largest = -INFINITY;
+  double smallest = INFINITY;
+  for (int t = 0; t < keys; ++t) {
+    double sum = 0.0;
+    double magnitude = 0.0;
+    for (int d = 0; d < shape.head_dim; ++d) {
+      const double product = static_cast<double>(q[d]) * k.at(batch, s, t, g, d);
+      sum += product;
+      magnitude += std::abs(product);
+    }
+    score[static_cast<std::size_t>(t)] = sum * shape.scale;
+    score_error = std::max(score_error, sum_bound(shape.head_dim + 1, magnitude) * shape.scale);
+    largest = std::max(largest, sum * shape.scale);
+    smallest = std::min(smallest, sum * shape.scale);
+  }
+  Reference result;
+  result.out.resize(static_cast<std::size_t>(shape.head_dim));
+  result.bound.resize(result.out.size());
+  double total = 0.0;
+  for (int t = 0; t < keys; ++t) {
+    const double weight = std::exp(score[static_cast<std::size_t>(t)] - largest);
+    total += weight;
+    for (int d = 0; d < shape.head_dim; ++d) {
+      const double value = v.at(batch, s, t, g, d);
+      result.out[static_cast<std::size_t>(d)] += weight * value;
+      result.bound[static_cast<std::size_t>(d)] += weight * std::abs(value);
+    }
+  }
+  const double blocks = 2.0 + static_cast<double>(keys) / kShortestBlock;
+  const double relative =
+      2 * score_error + ((largest - smallest) + 6.0 + 6.0 * blocks + static_cast<double>(keys)) * kRoundF32;
+  for (std::size_t d = 0; d < result.out.size(); ++d) {
+    result.out[d] /= total;
+    result.bound[d] = 2 * relative * result.bound[d] / total + 1e-37;
+  }
+  result.lse = largest + std::log(total);
+  result.lse_bound = relative + 4 * kRoundF32 * (std::abs(result.lse) + std::abs(largest) + std::log(total));
+  return result;
+}
+
+struct Comparison {
+  std::vector<float> found;
+  std::vector<double> expected, bound;
+  void add(float value, double reference_value, double reference_bound) {
+    found.push_back(value);
+    expected.push_back(reference_value);
+    bound.push_back(reference_bound);
+  }
+};
+
+struct World {
+  AttentionShape shape;
+  RaggedBatch ragged;
+  PagedTensor k, v;
+  std::vector<float> q, out, lse;
+
+  World(std::mt19937& random, Phase phase, const AttentionShape& sizes, const std::vector<int>& lengths,
+        const std::vector<int>& query_tokens, float q_range = 4.0F)
+      : shape(sizes),
+        ragged(random, phase, lengths, query_tokens, sizes.page_tokens),
+        k(ragged.pages, sizes.kv_heads, sizes.page_tokens, sizes.head_dim),
+        v(ragged.pages, sizes.kv_heads, sizes.page_tokens, sizes.head_dim) {
+    k.fill(ragged.batch, random);
+    v.fill(ragged.batch, random);
+    const auto elements = static_cast<std::size_t>(ragged.batch.tokens * shape.heads * shape.head_dim);
+    q = random_floats(random, elements, -q_range, q_range);
+    out.assign(elements, NAN);
+    lse.assign(static_cast<std::size_t>(ragged.batch.tokens * shape.heads), NAN);
+  }
+  TensorView<float, 2> rows(std::vector<float>& data) const {
+    return TensorView<float, 2>(data.data(), ragged.batch.tokens, shape.heads * shape.head_dim);
+  }
+
+  void prefill() { cpu::attend_prefill(shape, rows(q), {k.ref(), v.ref()}, ragged.batch, rows(out)); }
+
+  void decode(const SplitPlan& plan, bool with_lse = true) {
+    const int seqs = ragged.batch.seqs;
+    std::vector<float> partial_out(static_cast<std::size_t>(seqs * shape.heads * plan.splits * shape.head_dim), NAN);
+    std::vector<float> partial_lse(static_cast<std::size_t>(seqs * shape.heads * plan.splits), NAN);
+    const SplitPartials partials{
+        TensorView<float, 4>(partial_out.data(), seqs, shape.heads, plan.splits, shape.head_dim),
+        TensorView<float, 3>(partial_lse.data(), seqs, shape.heads, plan.splits)};
+    cpu::attend_decode(shape, rows(q), {k.ref(), v.ref()}, ragged.batch, plan, partials, rows(out),
+                       with_lse ? TensorView<float, 2>(lse.data(), seqs, shape.heads) : TensorView<float, 2>());
+  }
+
+  void check(const std::string& what, bool with_lse) {
+    Comparison outs;
+    Comparison lses;
+    for (int t = 0; t < ragged.batch.tokens; ++t) {
+      for (int h = 0; h < shape.heads; ++h) {
+        const std::size_t row = static_cast<std::size_t>(t * shape.heads + h);
+        const std::size_t first = row * static_cast<std::size_t>(shape.head_dim);
+        const Reference truth = reference(shape, q.data() + first, k, v, ragged.batch, ragged.batch.seq_of_token(t),
+                                          h / shape.group(), ragged.batch.positions(t) + 1);
+        for (std::size_t d = 0; d < truth.out.size(); ++d) outs.add(out[first + d], truth.out[d], truth.bound[d]);
+        if (with_lse) lses.add(lse[row], truth.lse, truth.lse_bound);
+      }
+    }
+    expect_within(outs.found, outs.expected, outs.bound, what + ", out");
+    expect_within(lses.found, lses.expected, lses.bound, what + ", lse");
+  }
+};
+
+AttentionShape make_shape(int kv_heads, int group, int head_dim, int page_tokens) {
+  return {.heads = kv_heads * group,
+          .kv_heads = kv_heads,
+          .head_dim = head_dim,
+          .page_tokens = page_tokens,
+          .scale = 1.0F / std::sqrt(static_cast<float>(head_dim))};
+}
+
+std::string describe(const AttentionShape& shape) {
+  return "group " + std::to_string(shape.group()) + ", head_dim " + std::to_string(shape.head_dim) + ", page_tokens " +
+         std::to_string(shape.page_tokens);
+}
+
+TEST(AttendCpu, PrefillMatchesTheFormula) {
+  std::mt19937 random(1);
+  const int head_dims[] = {64, 20, 128, 7, 96};
+  const int pages[] = {16, 32, 64};
+  for (int group = 1; group <= 8; ++group) {
+    const AttentionShape shape = make_shape(1 + group % 2, group, head_dims[group % 5], pages[group % 3]);
+    // From the start, one token, a chunk from mid-page after earlier context, one that ends on a page border.
+    World world(random, Phase::kPrefill, shape, {65, 1, 150, 192, 33}, {65, 1, 37, 64, 2});
+    world.prefill();
+    world.check(describe(shape), false);
+  }
+}
+
+TEST(AttendCpu, PrefillOfALongPrompt) {
+  std::mt19937 random(2);
+  const AttentionShape shape = make_shape(2, 2, 64, 16);
+  World world(random, Phase::kPrefill, shape, {700, 2000}, {700, 130});
+  world.prefill();
+  world.check(describe(shape), false);
+}
+
+TEST(AttendCpu, PrefillInChunksIsPrefillAtOnce) {
+  std::mt19937 random(3);
+  const AttentionShape shape = make_shape(2, 3, 64, 16);
+  World whole(random, Phase::kPrefill, shape, {300}, {300});
+  whole.prefill();
+  // The last 77 queries alone, over the same cache.
+  World chunk(random, Phase::kPrefill, shape, {300}, {77});
+  chunk.k.data = whole.k.data;
+  chunk.v.data = whole.v.data;
+  chunk.ragged.page_table = whole.ragged.page_table;
+  chunk.ragged.batch.page_table = whole.ragged.batch.page_table;
+  const auto skipped = static_cast<std::ptrdiff_t>((300 - 77) * shape.heads * shape.head_dim);
+  chunk.q.assign(whole.q.begin() + skipped, whole.q.end());
+  chunk.prefill();
+  for (std::size_t i = 0; i < chunk.out.size(); ++i) {
+    ASSERT_EQ(chunk.out[i], whole.out[i + static_cast<std::size_t>(skipped)]) << "element " << i;
+  }
+}
+
+TEST(AttendCpu, DecodeMatchesTheFormula) {
+  std::mt19937 random(4);
+  const int head_dims[] = {64, 20, 128, 7, 96};
+  const int pages[] = {16, 32, 64};
+  for (int group = 1; group <= 8; ++group) {
+    const AttentionShape shape = make_shape(1 + group % 2, group, head_dims[group % 5], pages[group % 3]);
+    World world(random, Phase::kDecode, shape, {1, 2, 16, 65, 333, 2000}, {1, 1, 1, 1, 1, 1});
+    // Split borders inside, on and past the ends of sequences; the short ones leave all splits but the first empty.
+    for (const SplitPlan plan : {SplitPlan{1, 2048}, SplitPlan{3, 704}, SplitPlan{32, 64}}) {
+      world.decode(plan);
+      world.check(describe(shape) + ", splits " + std::to_string(plan.splits), true);
+    }
+  }
+}
+
+TEST(AttendCpu, DecodeTakesThePlanOfPlanSplits) {
+  std::mt19937 random(5);
+  const AttentionShape shape = make_shape(2, 4, 64, 16);
+  World world(random, Phase::kDecode, shape, {1999, 3}, {1, 1});
+  world.decode(plan_splits(shape, 2, 1999, 16, 64), false);
+  world.check("planned", false);
+  for (const float value : world.lse) EXPECT_TRUE(std::isnan(value)) << "lse was written without being asked for";
+}
+
+// Scores of hundreds: the running maximum keeps every weight in range, and one key takes all.
+TEST(AttendCpu, LargeScoresStayFinite) {
+  std::mt19937 random(6);
+  const AttentionShape shape = make_shape(1, 2, 64, 16);
+  World decode(random, Phase::kDecode, shape, {500}, {1}, 300.0F);
+  decode.decode({4, 128});
+  decode.check("decode", true);
+  World prefill(random, Phase::kPrefill, shape, {200}, {200}, 300.0F);
+  prefill.prefill();
+  prefill.check("prefill", false);
+}
+
+// A sequence's result does not depend on its neighbours in the batch.
+TEST(AttendCpu, DecodeAloneIsDecodeInABatch) {
+  std::mt19937 random(7);
+  const AttentionShape shape = make_shape(2, 2, 64, 16);
+  World batched(random, Phase::kDecode, shape, {70, 400, 1}, {1, 1, 1});
+  batched.decode({4, 128});
+  World alone(random, Phase::kDecode, shape, {400}, {1});
+  for (int t = 0; t < 400; ++t) {
+    for (int g = 0; g < shape.kv_heads; ++g) {
+      for (int d = 0; d < shape.head_dim; ++d) {
+        alone.k.at(alone.ragged.batch, 0, t, g, d) = batched.k.at(batched.ragged.batch, 1, t, g, d);
+        alone.v.at(alone.ragged.batch, 0, t, g, d) = batched.v.at(batched.ragged.batch, 1, t, g, d);
+      }
+    }
+  }
+  const auto row = static_cast<std::ptrdiff_t>(alone.q.size());
+  alone.q.assign(batched.q.begin() + row, batched.q.begin() + 2 * row);
+  alone.decode({4, 128});
+  for (std::size_t i = 0; i < alone.out.size(); ++i) ASSERT_EQ(alone.out[i], batched.out[alone.out.size() + i]);
+}
+
+TEST(PlanSplits, CoverEveryLengthInWholePages) {
+  for (const int page_tokens : {16, 32, 64}) {
+    const AttentionShape shape = make_shape(2, 2, 64, page_tokens);
+    for (const int kv_len : {1, 15, 16, 17, 127, 128, 129, 1000, 4096, 100000}) {
+      for (const int units : {1, 2, 132, 1000}) {
+        for (const int most : {1, 8, 64}) {
+          const SplitPlan plan = plan_splits(shape, 3, kv_len, units, most);
+          EXPECT_GE(plan.splits, 1);
+          EXPECT_LE(plan.splits, most);
+          EXPECT_EQ(plan.split_tokens % page_tokens, 0);
+          EXPECT_GE(std::int64_t{plan.splits} * plan.split_tokens, kv_len);
+          EXPECT_LT(std::int64_t{plan.splits - 1} * plan.split_tokens, kv_len) << "the last split is empty";
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace vesper
