@@ -1,0 +1,122 @@
+#include "models/decoder.h"
+
+#include <array>
+#include <cmath>
+#include <vector>
+
+#include "engine/core/stream.h"
+#include "models/norm.h"
+#include "models/rows.h"
+
+namespace vesper {
+namespace {
+
+// The activations of a step, each a matrix of one row a token.
+enum Slot { kResidual, kNormed, kQkv, kQuery, kAttended, kGateUp, kActivated, kPartial, kSlots };
+
+// Columns of each slot.
+std::array<std::int64_t, kSlots> slot_columns(const ModelConfig& config) {
+  std::array<std::int64_t, kSlots> columns{};
+  columns[kResidual] = config.hidden;
+  columns[kNormed] = config.hidden;
+  columns[kQkv] = config.q_rows() + 2 * config.kv_rows();
+  columns[kQuery] = config.q_rows();
+  columns[kAttended] = config.q_rows();
+  columns[kGateUp] = std::int64_t{2} * config.ffn;
+  columns[kActivated] = config.ffn;
+  columns[kPartial] = config.hidden;
+  return columns;
+}
+
+// A slot's bytes, rounded up so that the next one starts on 256.
+std::int64_t slot_bytes(std::int64_t columns, DType dtype, int max_tokens) {
+  return (columns * max_tokens * dtype_bytes(dtype) + 255) / 256 * 256;
+}
+
+// Angle a position of channel pair d: theta^(-2d / head_dim), computed in fp32 as transformers does, so that long
+// positions turn by the same angle.
+Buffer rope_inv_freq(const ModelConfig& config, const Exec& exec) {
+  const int pairs = config.head_dim / 2;
+  std::vector<float> host(static_cast<std::size_t>(pairs));
+  for (int d = 0; d < pairs; ++d) {
+    const float exponent = static_cast<float>(2 * d) / static_cast<float>(config.head_dim);
+    host[static_cast<std::size_t>(d)] = 1.0F / std::pow(static_cast<float>(config.rope_theta), exponent);
+  }
+  const std::int64_t bytes = std::int64_t{pairs} * dtype_bytes(DType::kF32);
+  Buffer device(exec.on_cuda() ? Memory::kDevice : Memory::kHost, bytes, "the rotary frequencies");
+  copy_bytes(exec, device.data(), host.data(), bytes);
+  return device;
+}
+
+}  // namespace
+
+std::int64_t Decoder::activation_bytes(const ModelConfig& config, DType dtype, int max_tokens) {
+  std::int64_t total = 0;
+  for (const std::int64_t columns : slot_columns(config)) total += slot_bytes(columns, dtype, max_tokens);
+  return total;
+}
+
+Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, ModelAttention& attention,
+                 int max_tokens, const Exec& exec)
+    : config_(config),
+      weights_(weights),
+      cache_(cache),
+      attention_(attention),
+      max_tokens_(max_tokens),
+      dtype_(cache.shape().dtype),
+      inv_freq_(rope_inv_freq(config, exec)),
+      activations_(exec.on_cuda() ? Memory::kDevice : Memory::kHost, activation_bytes(config, dtype_, max_tokens),
+                   "the activations of a step"),
+      linear_(exec.device) {}
+
+TensorRef Decoder::activation(int slot, std::int64_t rows) const {
+  const auto columns = slot_columns(config_);
+  auto* data = static_cast<std::byte*>(activations_.data());
+  for (int before = 0; before < slot; ++before) {
+    data += slot_bytes(columns[static_cast<std::size_t>(before)], dtype_, max_tokens_);
+  }
+  return tensor_ref(data, dtype_, rows, columns[static_cast<std::size_t>(slot)]);
+}
+
+void Decoder::forward(const Exec& exec, const Batch& batch) {
+  const TensorRef residual = activation(kResidual, batch.tokens);
+  const TensorRef normed = activation(kNormed, batch.tokens);
+  const TensorRef qkv = activation(kQkv, batch.tokens);
+  const TensorRef query = activation(kQuery, batch.tokens);
+  const TensorRef attended = activation(kAttended, batch.tokens);
+  const TensorRef gate_up = activation(kGateUp, batch.tokens);
+  const TensorRef activated = activation(kActivated, batch.tokens);
+  const TensorRef partial = activation(kPartial, batch.tokens);
+  const Rope rope{.inv_freq = inv_freq_.view<const float>(config_.head_dim / 2)};
+
+  attention_.plan(batch);
+  gather_rows(exec, weights_.embedding, batch.ids, residual);
+  rms_norm(exec, residual, weights_.layers[0].attention_norm, config_.rms_eps, normed);
+  for (int l = 0; l < config_.layers; ++l) {
+    const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(l)];
+    const bool last = l + 1 == config_.layers;
+    const TensorRef& next_norm =
+        last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(l) + 1].attention_norm;
+
+    linear(exec, linear_, normed, layer.qkv, qkv);
+    append_kv(exec, qkv, rope, batch, cache_.layer(l), query);
+    attention_.run(exec, l, query, cache_.layer(l), batch, attended);
+    linear(exec, linear_, attended, layer.o, partial);
+    // `partial` is a rank's share of a sum over ranks; a reduction belongs here, before the residual takes it in.
+    add_rms_norm(exec, residual, partial, layer.ffn_norm, config_.rms_eps, normed);
+
+    linear(exec, linear_, normed, layer.gate_up, gate_up);
+    silu_mul(exec, gate_up, activated);
+    linear(exec, linear_, activated, layer.down, partial);
+    // And here.
+    add_rms_norm(exec, residual, partial, next_norm, config_.rms_eps, normed);
+  }
+}
+
+void Decoder::logits(const Exec& exec, TensorView<const std::int32_t, 1> rows, const TensorRef& out) {
+  const TensorRef chosen = activation(kPartial, rows.shape(0));  // free since the last add_rms_norm
+  gather_rows(exec, activation(kNormed, max_tokens_), rows, chosen);
+  linear(exec, linear_, chosen, weights_.head, out);
+}
+
+}  // namespace vesper
