@@ -1,0 +1,190 @@
+#include "engine/engine.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+
+#include "engine/core/error.h"
+
+namespace vesper {
+namespace {
+
+constexpr std::string_view kSynthetic = "synthetic:";
+
+bool is_synthetic(const std::string& model) {
+  return model.starts_with(kSynthetic);
+}
+
+WeightsPlan plan_weights_of(const std::string& model, const ModelConfig& config, DeviceKind device) {
+  if (!is_synthetic(model)) return plan_weights(model, config, device);
+  return WeightsPlan{.dtype = config.dtype, .device_bytes = config.parameters() * dtype_bytes(config.dtype)};
+}
+
+// Draw arrays for one step, laid out one after the other.
+struct SamplingArrays {
+  SamplingParams* params;
+  std::int32_t* steps;
+  std::int32_t* ids;
+};
+
+SamplingArrays sampling_arrays(const Buffer& buffer, int rows) {
+  auto* params = static_cast<SamplingParams*>(buffer.data());
+  auto* numbers = reinterpret_cast<std::int32_t*>(params + rows);
+  return {params, numbers, numbers + rows};
+}
+
+std::int64_t sampling_bytes(int rows) {
+  return static_cast<std::int64_t>(rows) * static_cast<std::int64_t>(sizeof(SamplingParams) + 2 * sizeof(std::int32_t));
+}
+
+}  // namespace
+
+ModelConfig model_config_of(const std::string& model) {
+  if (is_synthetic(model)) return synthetic_model_config(model.substr(kSynthetic.size()));
+  return load_model_config(model);
+}
+
+MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options) {
+  const EngineLimits& limits = options.limits;
+  const AttentionConfig attention = parse_attention(options.attention, config.layers);
+  if constexpr (kHaveCuda) {
+    if (limits.device == DeviceKind::kCuda) cuda::check_attention_shape(attention_shape(config, limits.page_tokens));
+  }
+  return plan_memory(config, plan_weights_of(model, config, limits.device), attention, limits,
+                     device_info(limits.device).free_bytes);
+}
+
+Engine::Engine(const std::string& model, const EngineOptions& options, const Progress& progress)
+    : config_(model_config_of(model)),
+      attention_config_(parse_attention(options.attention, config_.layers)),
+      plan_(plan_engine_memory(model, config_, options)),
+      stream_(options.limits.device) {
+  const EngineLimits& limits = plan_.limits;
+  const Exec exec = stream_.exec();
+  if (plan_.context_was_cut) {
+    spdlog::info("--max-context is {}: what fits in 90 % of free memory (the model knows {})", limits.max_context,
+                 config_.max_positions);
+  } else if (options.limits.max_context == 0) {
+    spdlog::info("--max-context is {}: the model's maximum", limits.max_context);
+  } else if (limits.max_context > config_.max_positions) {
+    spdlog::warn("--max-context {} is more than the {} positions that the model was trained on", limits.max_context,
+                 config_.max_positions);
+  }
+
+  weights_ = is_synthetic(model) ? synthetic_weights(config_, options.seed, exec)
+                                 : load_weights(model, config_, exec, progress);
+  const DType dtype = activation_dtype(limits.device, weights_.dtype);
+  const KvShape kv{.layers = config_.layers,
+                   .kv_heads = config_.kv_heads,
+                   .head_dim = config_.head_dim,
+                   .page_tokens = limits.page_tokens,
+                   .dtype = dtype};
+  const int chunk = std::max(limits.prefill_chunk, limits.max_seqs);
+  const int rows = logit_rows(limits.max_seqs);
+  cache_ = std::make_unique<KvCache>(kv, plan_.kv_pages, limits.device);
+  attention_ = std::make_unique<ModelAttention>(attention_config_,
+                                                AttentionLimits{.shape = attention_shape(config_, limits.page_tokens),
+                                                                .device = limits.device,
+                                                                .max_seqs = limits.max_seqs,
+                                                                .max_context = limits.max_context});
+  decoder_ = std::make_unique<Decoder>(config_, weights_, *cache_, *attention_, chunk, exec);
+  inputs_ = std::make_unique<StepInputs>(chunk, limits.max_seqs, cache_->pages_for(limits.max_context), limits.device);
+  logits_ =
+      Buffer(exec.on_cuda() ? Memory::kDevice : Memory::kHost, std::int64_t{rows} * config_.vocab * 4, "the logits");
+  sampling_staging_ =
+      Buffer(exec.on_cuda() ? Memory::kPinned : Memory::kHost, sampling_bytes(rows), "the staging of sampling");
+  if (exec.on_cuda()) sampling_device_ = Buffer(Memory::kDevice, sampling_bytes(rows), "the inputs of sampling");
+  stream_.synchronize();
+}
+
+Engine::~Engine() = default;
+
+void Engine::run_step(Phase phase, std::span<const StepEntry> entries) {
+  for (const StepEntry& entry : entries) {
+    assert(cache_->pages_for(entry.sequence->length + static_cast<int>(entry.ids.size())) <=
+           static_cast<int>(entry.sequence->pages.size()));
+    for (const std::int32_t id : entry.ids) {
+      if (id >= 0 && id < config_.vocab) continue;
+      refuse({"feeding token ids", "the id " + std::to_string(id), "ids from 0 to " + std::to_string(config_.vocab - 1),
+              "check that the tokenizer belongs to the model"});
+    }
+  }
+  stream_.synchronize();  // the arrays of the step before may still be on their way
+  decoder_->forward(stream_.exec(), inputs_->prepare(stream_.exec(), phase, entries));
+}
+
+void Engine::prefill(CachedSequence& sequence, std::span<const std::int32_t> ids) {
+  const StepEntry entry{.sequence = &sequence, .ids = ids};
+  run_step(Phase::kPrefill, std::span(&entry, 1));
+  sequence.length += static_cast<int>(ids.size());
+}
+
+void Engine::decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids) {
+  assert(sequences.size() == ids.size());
+  std::vector<StepEntry> entries;
+  entries.reserve(ids.size());
+  for (std::size_t s = 0; s < ids.size(); ++s) entries.push_back({.sequence = sequences[s], .ids = ids.subspan(s, 1)});
+  run_step(Phase::kDecode, entries);
+  for (CachedSequence* sequence : sequences) ++sequence->length;
+}
+
+TensorView<const float, 2> Engine::logits(std::span<const std::int32_t> query_tokens) {
+  const auto rows = static_cast<std::int64_t>(query_tokens.size());
+  assert(rows <= logit_rows(plan_.limits.max_seqs));
+  decoder_->logits(stream_.exec(), inputs_->prepare_rows(stream_.exec(), query_tokens),
+                   logits_.ref(DType::kF32, rows, config_.vocab));
+  logits_made_ = static_cast<int>(rows);
+  return logits_.view<const float>(rows, config_.vocab);
+}
+
+void Engine::read_logits(std::span<const std::int32_t> query_tokens, std::span<float> out) {
+  const TensorView<const float, 2> made = logits(query_tokens);
+  assert(static_cast<std::int64_t>(out.size()) >= made.size());
+  copy_bytes(stream_.exec(), out.data(), made.data(), made.size() * dtype_bytes(DType::kF32));
+  stream_.synchronize();
+}
+
+std::span<const std::int32_t> Engine::sample(std::span<const SamplingParams> params,
+                                             std::span<const std::int32_t> steps) {
+  const auto rows = static_cast<std::int64_t>(params.size());
+  assert(rows == logits_made_ && steps.size() == params.size());
+  const Exec exec = stream_.exec();
+  const int capacity = logit_rows(plan_.limits.max_seqs);
+  const SamplingArrays host = sampling_arrays(sampling_staging_, capacity);
+  std::copy(params.begin(), params.end(), host.params);
+  std::copy(steps.begin(), steps.end(), host.steps);
+  const SamplingArrays device = exec.on_cuda() ? sampling_arrays(sampling_device_, capacity) : host;
+  if (exec.on_cuda()) {
+    copy_bytes(exec, device.params, host.params, rows * static_cast<std::int64_t>(sizeof(SamplingParams)));
+    copy_bytes(exec, device.steps, host.steps, rows * 4);
+  }
+  vesper::sample(exec, logits_.view<const float>(rows, config_.vocab),
+                 TensorView<const SamplingParams, 1>(device.params, rows),
+                 TensorView<const std::int32_t, 1>(device.steps, rows), TensorView<std::int32_t, 1>(device.ids, rows));
+  if (exec.on_cuda()) copy_bytes(exec, host.ids, device.ids, rows * 4);
+  stream_.synchronize();
+  return {host.ids, static_cast<std::size_t>(rows)};
+}
+
+std::int64_t Engine::decode_step_bytes(int seqs, std::int64_t kv_tokens) const {
+  // The embedding is read a row a sequence; a tied head reads it whole, as the head.
+  const std::int64_t embedding = weights_.embedding.bytes();
+  const bool tied = weights_.head.blocks[0].data == weights_.embedding.data;
+  const std::int64_t matrices = tied ? weights_.bytes : weights_.bytes - embedding;
+  const std::int64_t embedding_rows = std::int64_t{seqs} * (embedding / config_.vocab);
+  const KvShape& kv = cache_->shape();
+  return matrices + embedding_rows + kv_tokens * (kv.page_bytes() / kv.page_tokens);
+}
+
+std::int64_t Engine::peak_memory_bytes() const {
+  if (stream_.exec().on_cuda()) return allocation_count(Memory::kDevice).peak_bytes;
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return std::int64_t{usage.ru_maxrss} * 1024;
+}
+
+}  // namespace vesper

@@ -1,0 +1,96 @@
+// One model on one device: its weights, its cache, and the steps that sequences take through it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attention/attention.h"
+#include "engine/memory_plan.h"
+#include "engine/sampling.h"
+#include "engine/step_inputs.h"
+#include "kvcache/kv_cache.h"
+#include "models/decoder.h"
+
+namespace vesper {
+
+struct EngineOptions {
+  EngineLimits limits;
+  std::string attention = "dense";  // FILE or shorthand
+  std::uint64_t seed = 0;           // of synthetic weights
+};
+
+// The shape behind `--model`: a folder, or synthetic:NAME.
+ModelConfig model_config_of(const std::string& model);
+
+// The plan that an engine with these options would obey; reads headers, allocates nothing on the device.
+MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options);
+
+// Not thread-safe. All device memory is taken while it is built; a step allocates none.
+class Engine {
+ public:
+  // Loads `model` (a folder or synthetic:NAME). Throws an input error for what a user can mend.
+  Engine(const std::string& model, const EngineOptions& options, const Progress& progress);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+  Engine(Engine&&) = delete;
+  Engine& operator=(Engine&&) = delete;
+
+  [[nodiscard]] const ModelConfig& config() const { return config_; }
+  [[nodiscard]] const MemoryPlan& memory() const { return plan_; }
+  [[nodiscard]] int free_pages() const { return cache_->free_pages(); }
+  [[nodiscard]] int pages_for(int tokens) const { return cache_->pages_for(tokens); }
+
+  // Pages for `tokens` tokens of a sequence in all; false where the pool has too few left.
+  [[nodiscard]] bool reserve(CachedSequence& sequence, int tokens) { return cache_->reserve(sequence, tokens); }
+  // Rewinds a sequence; its later pages go back to the pool.
+  void truncate(CachedSequence& sequence, int length) { cache_->truncate(sequence, length); }
+
+  // One prefill step: `ids` (at most prefill_chunk of them) follow what the sequence holds. Ids must lie in the
+  // vocabulary and pages must be reserved.
+  void prefill(CachedSequence& sequence, std::span<const std::int32_t> ids);
+  // One decode step: one new token for each sequence, through every layer's own attention.
+  void decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids);
+
+  // Makes the logits of chosen query tokens of the last step, at most logit_rows(max_seqs) of them, on the device.
+  //   query_tokens [n]: row numbers within the step; -> [n, vocab] f32 on the device, valid until the next call
+  TensorView<const float, 2> logits(std::span<const std::int32_t> query_tokens);
+  // The same, copied to the host and waited for.
+  void read_logits(std::span<const std::int32_t> query_tokens, std::span<float> out);
+  // Draws one id for each row of the last logits() call, on the device, and waits for it.
+  //   params, steps [n]
+  std::span<const std::int32_t> sample(std::span<const SamplingParams> params, std::span<const std::int32_t> steps);
+
+  // Waits for all queued work.
+  void synchronize() const { stream_.synchronize(); }
+
+  // Bytes that a decode step cannot do without: every matrix once, and K and V of all its tokens.
+  //   kv_tokens: sum of the sequences' lengths
+  [[nodiscard]] std::int64_t decode_step_bytes(int seqs, std::int64_t kv_tokens) const;
+  // Largest memory held so far: device memory on CUDA, the process's resident memory on the CPU.
+  [[nodiscard]] std::int64_t peak_memory_bytes() const;
+
+ private:
+  void run_step(Phase phase, std::span<const StepEntry> entries);
+
+  ModelConfig config_;
+  AttentionConfig attention_config_;
+  MemoryPlan plan_;
+  Stream stream_;
+  ModelWeights weights_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<ModelAttention> attention_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<StepInputs> inputs_;
+  Buffer logits_;            // [logit_rows, vocab] f32
+  Buffer sampling_staging_;  // pinned or host: params [rows], steps [rows], ids [rows]
+  Buffer sampling_device_;   // CUDA only, the same three
+  int logits_made_ = 0;      // rows of the last logits() call
+};
+
+}  // namespace vesper
