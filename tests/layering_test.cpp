@@ -7,6 +7,8 @@
 #include <set>
 #include <string>
 
+#include "tests/source_dir.h"
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -28,7 +30,7 @@ std::string folder_of(const std::string& path) {
 }
 
 TEST(Layering, EveryIncludeFollowsTheArrows) {
-  const fs::path root = VESPER_SOURCE_DIR;
+  const fs::path root = vesper::source_dir();
   if (!fs::exists(root / "CMakeLists.txt")) GTEST_SKIP() << "the source tree is not on this machine";
   int includes = 0;
   for (const auto& [folder, allowed] : kMayInclude) {

@@ -17,11 +17,13 @@ class Tokenizer {
 
   // Ids of `text`, which must be valid UTF-8 (an input error names the byte offset of the first fault). No BOS.
   [[nodiscard]] virtual std::vector<std::int32_t> encode(std::string_view text) const = 0;
-  // Bytes that one token stands for inside running text; control tokens stand for nothing. An id outside the vocabulary
-  // is an input error.
+  // Bytes that one token stands for inside running text, perhaps only a part of a character; control tokens stand for
+  // nothing. An id outside the vocabulary is an input error.
   [[nodiscard]] virtual std::string token_bytes(std::int32_t id) const = 0;
-  // Whole text of a sequence: what token_bytes gives, with the encoder's own leading space taken off the beginning.
-  [[nodiscard]] virtual std::string decode(std::span<const std::int32_t> ids) const = 0;
+  // The same at the beginning of a text: without the space that the encoder puts there.
+  [[nodiscard]] virtual std::string first_token_bytes(std::int32_t id) const { return token_bytes(id); }
+  // Whole text of a sequence, always valid UTF-8: what a StreamingDecoder gives out from the first id to the last.
+  [[nodiscard]] std::string decode(std::span<const std::int32_t> ids) const;
 
   [[nodiscard]] virtual int vocab() const = 0;
   [[nodiscard]] virtual int bos_id() const = 0;  // -1: none

@@ -1,39 +1,47 @@
+#include "tokenizer/utf8.h"
+
 #include "tokenizer/tokenizer.h"
 
 namespace vesper {
 namespace {
 
-// Bytes of the character that starts at `text[at]`, or 0 where it is no valid character. Table 3-7 of the Unicode
-// standard: which second byte may follow which first byte.
-int character_bytes(std::string_view text, std::size_t at) {
-  const auto byte = [&](std::size_t i) -> unsigned {
-    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U;
-  };
-  const auto continues = [&](std::size_t i) { return (byte(i) & 0xC0U) == 0x80U; };
-  const unsigned first = byte(at);
-  const unsigned second = byte(at + 1);
-  if (first < 0x80) return 1;
-  if (first >= 0xC2 && first <= 0xDF) return continues(at + 1) ? 2 : 0;
-  if (first >= 0xE0 && first <= 0xEF) {
-    const unsigned low = first == 0xE0 ? 0xA0 : 0x80;
-    const unsigned high = first == 0xED ? 0x9F : 0xBF;
-    return second >= low && second <= high && continues(at + 2) ? 3 : 0;
-  }
-  if (first >= 0xF0 && first <= 0xF4) {
-    const unsigned low = first == 0xF0 ? 0x90 : 0x80;
-    const unsigned high = first == 0xF4 ? 0x8F : 0xBF;
-    return second >= low && second <= high && continues(at + 2) && continues(at + 3) ? 4 : 0;
-  }
-  return 0;
+// Length of a character by its first byte, and the range of its second: table 3-7 of the Unicode standard. Length 0: no
+// character begins with this byte.
+struct Utf8Lead {
+  std::size_t length;
+  unsigned low;
+  unsigned high;
+};
+
+Utf8Lead utf8_lead(unsigned first) {
+  if (first < 0x80) return {1, 0, 0};
+  if (first < 0xC2) return {0, 0, 0};  // a continuation byte, or an overlong form of ASCII
+  if (first < 0xE0) return {2, 0x80, 0xBF};
+  if (first < 0xF0) return {3, first == 0xE0 ? 0xA0U : 0x80U, first == 0xED ? 0x9FU : 0xBFU};
+  if (first < 0xF5) return {4, first == 0xF0 ? 0x90U : 0x80U, first == 0xF4 ? 0x8FU : 0xBFU};
+  return {0, 0, 0};
 }
 
 }  // namespace
 
+Utf8Step utf8_step(std::string_view text, std::size_t at) {
+  const auto byte = [&](std::size_t i) -> unsigned { return static_cast<unsigned char>(text[at + i]); };
+  const Utf8Lead lead = utf8_lead(byte(0));
+  if (lead.length == 0) return {Utf8Kind::kInvalid, 1};
+  for (std::size_t i = 1; i < lead.length; ++i) {
+    if (at + i == text.size()) return {Utf8Kind::kUnfinished, i};
+    const unsigned low = i == 1 ? lead.low : 0x80U;
+    const unsigned high = i == 1 ? lead.high : 0xBFU;
+    if (byte(i) < low || byte(i) > high) return {Utf8Kind::kInvalid, i};
+  }
+  return {Utf8Kind::kCharacter, lead.length};
+}
+
 std::int64_t find_invalid_utf8(std::string_view text) {
   for (std::size_t at = 0; at < text.size();) {
-    const int bytes = character_bytes(text, at);
-    if (bytes == 0) return static_cast<std::int64_t>(at);
-    at += static_cast<std::size_t>(bytes);
+    const Utf8Step step = utf8_step(text, at);
+    if (step.kind != Utf8Kind::kCharacter) return static_cast<std::int64_t>(at);
+    at += step.bytes;
   }
   return -1;
 }

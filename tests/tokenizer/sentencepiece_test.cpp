@@ -1,0 +1,232 @@
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "engine/core/error.h"
+#include "tests/source_dir.h"
+#include "tokenizer/tokenizer.h"
+
+namespace vesper {
+namespace {
+
+namespace fs = std::filesystem;
+
+const Tokenizer& demo() {
+  static const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(source_dir() + "/configs/demo");
+  return *tokenizer;
+}
+
+std::string refusal(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.fault(), Fault::kInput);
+    return error.what();
+  }
+  return "";
+}
+
+// A text of `characters` random characters; U+2581 left out, which stands for a space.
+std::string random_text(std::mt19937& random, int characters) {
+  const auto draw = [&](std::uint32_t low, std::uint32_t high) {
+    return std::uniform_int_distribution<std::uint32_t>(low, high)(random);
+  };
+  std::string text;
+  for (int i = 0; i < characters; ++i) {
+    std::uint32_t code = 0;
+    switch (draw(0, 7)) {
+      case 0:
+        code = draw(0, 0x7F);
+        break;
+      case 1:
+        code = draw(0x80, 0x7FF);
+        break;
+      case 2:
+        code = draw(0x800, 0xD7FF);
+        break;
+      case 3:
+        code = draw(0x10000, 0x10FFFF);
+        break;
+      case 4:
+        code = ' ';
+        break;
+      default:
+        code = draw('a', 'z');
+    }
+    if (code == 0x2581) continue;
+    if (code < 0x80) {
+      text += static_cast<char>(code);
+      continue;
+    }
+    if (code < 0x800) {
+      text += static_cast<char>(0xC0U | code >> 6U);
+    } else if (code < 0x10000) {
+      text += static_cast<char>(0xE0U | code >> 12U);
+    } else {
+      text += static_cast<char>(0xF0U | code >> 18U);
+      text += static_cast<char>(0x80U | (code >> 12U & 0x3FU));
+    }
+    if (code >= 0x800) text += static_cast<char>(0x80U | (code >> 6U & 0x3FU));
+    text += static_cast<char>(0x80U | (code & 0x3FU));
+  }
+  return text;
+}
+
+TEST(SentencePiece, KnowsTheDemoModel) {
+  EXPECT_EQ(demo().vocab(), 4096);
+  EXPECT_EQ(demo().bos_id(), 1);
+  EXPECT_EQ(demo().eos_id(), 2);
+  EXPECT_EQ(demo().description(), "SentencePiece, " + source_dir() + "/configs/demo/tokenizer.model, 4096 pieces");
+}
+
+TEST(SentencePiece, GivesTheBytesOfEachKindOfToken) {
+  EXPECT_EQ(demo().token_bytes(0), " \u2047 ");  // <unk>, as the library shows it
+  EXPECT_EQ(demo().token_bytes(1), "");          // <s>
+  EXPECT_EQ(demo().token_bytes(2), "");          // </s>
+  for (int byte = 0; byte < 256; ++byte) {       // <0x00> to <0xFF> follow the three
+    EXPECT_EQ(demo().token_bytes(3 + byte), std::string(1, static_cast<char>(byte)));
+    EXPECT_EQ(demo().first_token_bytes(3 + byte), std::string(1, static_cast<char>(byte)));
+  }
+  const std::int32_t the = demo().encode("the")[0];
+  EXPECT_EQ(demo().token_bytes(the), " the");
+  EXPECT_EQ(demo().first_token_bytes(the), "the");
+}
+
+TEST(SentencePiece, TreatsTheNamesOfTokensAsText) {
+  for (const std::string text : {"<s>", "</s>", "<unk>", "<0x41>", "a <s> b"}) {
+    const std::vector<std::int32_t> ids = demo().encode(text);
+    for (const std::int32_t id : ids) EXPECT_GE(id, 3) << text;
+    EXPECT_EQ(demo().decode(ids), text);
+  }
+}
+
+TEST(SentencePiece, FallsBackToBytes) {
+  const std::vector<std::int32_t> ids = demo().encode("\U0001F999");
+  const std::vector<std::int32_t> tail(ids.end() - 4, ids.end());
+  EXPECT_EQ(tail, (std::vector<std::int32_t>{3 + 0xF0, 3 + 0x9F, 3 + 0xA6, 3 + 0x99}));
+  EXPECT_EQ(demo().decode(ids), "\U0001F999");
+}
+
+TEST(SentencePiece, EncodesNothingToNothing) {
+  EXPECT_TRUE(demo().encode("").empty());
+  EXPECT_EQ(demo().decode({}), "");
+}
+
+TEST(SentencePiece, KeepsSpacesAndLines) {
+  for (const std::string text : {" ", "  ", " a", "  a  b ", "a\n b\n", "\n", "\t"}) {
+    EXPECT_EQ(demo().decode(demo().encode(text)), text) << testing::PrintToString(text);
+  }
+}
+
+TEST(SentencePiece, RandomTextsSurviveWholeAndStreamed) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 2000; ++round) {
+    const std::string text = random_text(random, round % 60);
+    const std::vector<std::int32_t> ids = demo().encode(text);
+    ASSERT_EQ(demo().decode(ids), text) << "round " << round;
+    StreamingDecoder decoder(demo(), false);
+    std::string streamed;
+    for (const std::int32_t id : ids) {
+      const std::string characters = decoder.push(id);
+      ASSERT_EQ(find_invalid_utf8(characters), -1) << "round " << round;
+      streamed += characters;
+    }
+    ASSERT_EQ(streamed + decoder.finish(), text) << "round " << round;
+  }
+}
+
+TEST(SentencePiece, RandomIdsGiveValidTextWholeAndStreamed) {
+  std::mt19937 random(2);
+  for (int round = 0; round < 2000; ++round) {
+    // Three of four rounds dwell on the byte tokens, which rarely make characters.
+    std::uniform_int_distribution<std::int32_t> draw(0, round % 4 == 0 ? demo().vocab() - 1 : 300);
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(round % 50));
+    for (std::int32_t& id : ids) id = draw(random);
+    StreamingDecoder decoder(demo(), false);
+    std::string streamed;
+    for (const std::int32_t id : ids) {
+      streamed += decoder.push(id);
+      ASSERT_EQ(find_invalid_utf8(streamed), -1) << "round " << round;
+    }
+    streamed += decoder.finish();
+    ASSERT_EQ(find_invalid_utf8(streamed), -1) << "round " << round;
+    ASSERT_EQ(streamed, demo().decode(ids)) << "round " << round;
+  }
+}
+
+TEST(SentencePiece, AContinuedTextKeepsItsSpace) {
+  const std::vector<std::int32_t> ids = demo().encode("and so");
+  StreamingDecoder decoder(demo(), true);
+  std::string text;
+  for (const std::int32_t id : ids) text += decoder.push(id);
+  EXPECT_EQ(text, " and so");
+}
+
+TEST(SentencePiece, RefusesInvalidUtf8ByOffset) {
+  const std::string message = refusal([] { (void)demo().encode("abc\xFFz"); });
+  EXPECT_NE(message.find("0xff at byte offset 3"), std::string::npos) << message;
+}
+
+TEST(SentencePiece, RefusesIdsOutsideTheVocabulary) {
+  for (const std::int32_t id : {-1, 4096}) {
+    const std::string message = refusal([id] { (void)demo().token_bytes(id); });
+    EXPECT_NE(message.find(std::to_string(id)), std::string::npos) << message;
+    EXPECT_NE(message.find("0 to 4095"), std::string::npos) << message;
+  }
+}
+
+TEST(LoadTokenizer, ListsWhatItLookedFor) {
+  const fs::path folder = fs::path(testing::TempDir()) / "vesper_tokenizer_test";
+  fs::remove_all(folder);
+  fs::create_directories(folder);
+  std::string message = refusal([&] { (void)load_tokenizer(folder.string()); });
+  EXPECT_NE(message.find(folder.string()), std::string::npos) << message;
+  EXPECT_NE(message.find("tokenizer.model"), std::string::npos) << message;
+  EXPECT_EQ(message.find("tokenizer.json"), std::string::npos) << message;
+  std::ofstream(folder / "tokenizer.json") << "{}";
+  message = refusal([&] { (void)load_tokenizer(folder.string()); });
+  EXPECT_NE(message.find("tokenizer.json, a format that is not supported yet"), std::string::npos) << message;
+  fs::remove_all(folder);
+}
+
+std::string whole_file(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// The test vectors of llama.cpp for Llama 2's tokenizer: texts between lines of a mark, one line of ids for each text.
+TEST(SentencePiece, AgreesWithTheVectorsForLlama2) {
+  const char* assets = std::getenv("VESPER_ASSETS");
+  if (assets == nullptr) GTEST_SKIP() << "VESPER_ASSETS names no folder with Llama 2's tokenizer and its vectors";
+  const std::unique_ptr<Tokenizer> llama = load_tokenizer(std::string(assets) + "/tokenizers/llama2");
+  std::string texts = whole_file(std::string(assets) + "/vectors/llama-spm.inp");
+  std::istringstream lines(whole_file(std::string(assets) + "/vectors/llama-spm.out"));
+  const std::string mark = "\n__ggml_vocab_test__\n";
+  ASSERT_TRUE(texts.ends_with(mark));
+  int compared = 0;
+  while (!texts.empty()) {
+    const std::size_t end = texts.find(mark);
+    const std::string text = texts.substr(0, end);
+    texts.erase(0, end + mark.size());
+    std::string line;
+    ASSERT_TRUE(std::getline(lines, line));
+    std::istringstream numbers(line);
+    const std::vector<std::int32_t> expected{std::istream_iterator<std::int32_t>(numbers), {}};
+    EXPECT_EQ(llama->encode(text), expected) << testing::PrintToString(text);
+    EXPECT_EQ(llama->decode(expected), text);
+    ++compared;
+  }
+  EXPECT_GT(compared, 40);
+}
+
+}  // namespace
+}  // namespace vesper

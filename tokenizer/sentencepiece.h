@@ -1,0 +1,14 @@
+// SentencePiece models (Llama 2, Mistral, TinyLlama, the demo model) through libsentencepiece.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "tokenizer/tokenizer.h"
+
+namespace vesper {
+
+// Throws an input error that names `path` where it is no sound SentencePiece model.
+std::unique_ptr<Tokenizer> load_sentencepiece(const std::string& path);
+
+}  // namespace vesper

@@ -1,0 +1,24 @@
+// One step through UTF-8 that may be broken or cut short.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace vesper {
+
+enum class Utf8Kind : std::uint8_t {
+  kCharacter,   // a whole character
+  kInvalid,     // bytes that no further byte can turn into a character: one "maximal subpart", one U+FFFD
+  kUnfinished,  // the text ends inside what may become a character
+};
+
+struct Utf8Step {
+  Utf8Kind kind;
+  std::size_t bytes;
+};
+
+// What starts at `text[at]`, for at < text.size(). RFC 3629: shortest form, no surrogates, at most U+10FFFF.
+Utf8Step utf8_step(std::string_view text, std::size_t at);
+
+}  // namespace vesper
