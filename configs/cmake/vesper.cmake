@@ -64,6 +64,7 @@ function(vesper_test name)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
   if(arg_GPU)
-    set_tests_properties(${name} PROPERTIES LABELS gpu SKIP_REGULAR_EXPRESSION "no CUDA device")
+    # One at a time: they share the card's memory.
+    set_tests_properties(${name} PROPERTIES LABELS gpu RESOURCE_LOCK gpu)
   endif()
 endfunction()

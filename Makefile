@@ -1,0 +1,35 @@
+# Every target is enough on a fresh Debian 12: missing packages are installed first (root or sudo).
+VESPER := build/bin/vesper
+
+.PHONY: demo test build dist lint format clean help
+
+demo: build ## generate text with the demo model, on what this machine can run
+	configs/demo/run.sh $(VESPER)
+
+test: ## build all that the toolchain allows and run the tests
+	configs/scripts/setup.sh build test
+	configs/scripts/build.sh test
+	configs/scripts/test.sh
+
+build: ## build build/bin/vesper for what this machine can run
+	configs/scripts/setup.sh build
+	configs/scripts/build.sh run
+
+dist: ## write a bundle to dist/ that runs on other x86-64 Linux machines
+	configs/scripts/setup.sh build test dist
+	configs/scripts/build.sh release
+	configs/scripts/dist.sh
+
+lint: ## check the format of all sources, and clang-tidy on the host sources
+	configs/scripts/setup.sh build lint
+	configs/scripts/lint.sh
+
+format: ## format all sources in place
+	configs/scripts/setup.sh lint
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format-14 -i
+
+clean: ## remove everything that was built
+	rm -rf build build-* dist
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Makes dist/vesper-VERSION-linux-x86_64/ and its archive from build-release/: the binary, the test programs and every
+# shared library they need, except the C library, the GPU's driver and the CUDA libraries, which the target must have.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+version=$(sed -n 's/^CMAKE_PROJECT_VERSION:STATIC=//p' build-release/CMakeCache.txt)
+name=vesper-$version-linux-x86_64
+bundle=dist/$name
+rm -rf "$bundle" "$bundle.tar.gz"
+mkdir -p "$bundle"/{bin,lib,configs,tests,licenses}
+
+cp build-release/bin/vesper "$bundle/bin/"
+cp build-release/tests/*_test tests/run.sh tests/count.awk "$bundle/tests/"
+cp LICENSE README.md "$bundle/"
+for folder in configs/demo configs/models configs/attention tests/golden; do
+  [[ ! -d $folder ]] || cp -RL "$folder" "$bundle/$folder"
+done
+programs=("$bundle"/bin/vesper "$bundle"/tests/*_test)
+
+# The target's own: the C library and what belongs to it, the driver, CUDA.
+left_out='^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|util)|libcuda|libnvidia-.*|libcudart|libcublas|libcublasLt|libnccl)\.so'
+ldd "${programs[@]}" | awk '$2 == "=>" { print $1, $3 }' | sort -u | while read -r soname path; do
+  [[ ! $soname =~ $left_out ]] || continue
+  if [[ $path != /* ]]; then
+    echo "dist: $soname is needed and was not found" >&2
+    exit 1
+  fi
+  cp -L "$path" "$bundle/lib/$soname"
+  package=$(dpkg-query -S "$(realpath "$path")" 2>/dev/null | head -n 1 | cut -d: -f1 || true)
+  if [[ -n $package && -e /usr/share/doc/$package/copyright ]]; then
+    cp -L "/usr/share/doc/$package/copyright" "$bundle/licenses/$package"
+  fi
+done
+
+cuda=/usr/local/cuda/lib64:/usr/local/cuda/lib:/usr/local/cuda-13/lib64:/usr/local/cuda-13.0/lib64
+strip "${programs[@]}" "$bundle"/lib/*
+for program in "${programs[@]}"; do patchelf --set-rpath "\$ORIGIN/../lib:$cuda" "$program"; done
+for library in "$bundle"/lib/*; do patchelf --set-rpath "\$ORIGIN" "$library"; done
+
+tar -C dist --sort=name --owner=0 --group=0 --numeric-owner -czf "$bundle.tar.gz" "$name"
+glibc=$(objdump -T "${programs[@]}" "$bundle"/lib/* | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
+echo "dist: $bundle.tar.gz, $(du -m "$bundle.tar.gz" | cut -f1) MB, needs ${glibc/_/ } or newer"
