@@ -10,6 +10,7 @@ namespace vesper {
 namespace {
 
 constexpr int kMaxDepth = 64;
+constexpr std::size_t kMaxQuotedBytes = 100;
 
 }  // namespace
 
@@ -24,8 +25,8 @@ nlohmann::json parse_json(std::string_view text, const std::string& source) {
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
-      refuse({"reading " + source, "the key \"" + parsed.get<std::string>() + "\" twice in one object", "each key once",
-              "remove one of the two"});
+      refuse({"reading " + source, "the key " + in_quotes(parsed.get<std::string>()) + " twice in one object",
+              "each key once", "remove one of the two"});
     }
     return true;
   };
@@ -51,6 +52,12 @@ nlohmann::json read_json_file(const std::string& path, std::int64_t max_bytes) {
     refuse({"reading " + path, "a file that cannot be read", "a readable JSON file", "check the path"});
   }
   return parse_json(text, path);
+}
+
+std::string in_quotes(std::string_view name) {
+  const nlohmann::json text =
+      std::string(name.substr(0, kMaxQuotedBytes)) + (name.size() > kMaxQuotedBytes ? "..." : "");
+  return text.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
 }
 
 }  // namespace vesper

@@ -49,5 +49,12 @@ TEST(Json, NamesAMissingFile) {
   }
 }
 
+TEST(Json, QuotesNamesSafely) {
+  EXPECT_EQ(in_quotes("model.norm.weight"), "\"model.norm.weight\"");
+  EXPECT_EQ(in_quotes("a\x1b[2J\n\"b"), "\"a\\u001b[2J\\n\\\"b\"");
+  EXPECT_EQ(in_quotes("\xff"), "\"\\ufffd\"");
+  EXPECT_EQ(in_quotes(std::string(1000, 'x')), "\"" + std::string(100, 'x') + "...\"");
+}
+
 }  // namespace
 }  // namespace vesper
