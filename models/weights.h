@@ -45,16 +45,19 @@ struct WeightsPlan {
   std::int64_t device_bytes = 0;
 };
 WeightsPlan plan_weights(const std::string& folder, const ModelConfig& config, DeviceKind device);
+WeightsPlan plan_synthetic_weights(const ModelConfig& config, DeviceKind device);
 
-// Opens, checks and loads FOLDER/model.safetensors or the shards of FOLDER/model.safetensors.index.json. On the CPU the
-// files stay mapped and nothing is copied; on CUDA they go through two pinned staging buffers, reading and copying
-// overlapped, and are converted to the 16-bit type there. Ignored tensors are logged in one line. Throws input errors
-// for everything that a wrong folder can hold.
+// Opens, checks and loads FOLDER/model.safetensors or the shards of FOLDER/model.safetensors.index.json. All matrices
+// must share one type. On the CPU the files stay mapped, each tensor of its own type, and nothing is copied, save
+// tensors that a header of odd length leaves unaligned for their type; `progress` is not called. On CUDA they are read
+// and converted to the 16-bit type by the CPU's threads into two pinned staging buffers, overlapped with the copies;
+// done when this returns. Ignored tensors are logged in one line. Throws input errors for everything that a wrong
+// folder can hold.
 ModelWeights load_weights(const std::string& folder, const ModelConfig& config, const Exec& exec,
                           const Progress& progress);
 
-// Weights drawn from a seed, filled on the device: Philox, uniform with the variance that keeps activations near one.
-// The same seed gives the same values on CPU and CUDA.
+// Weights drawn from a seed, filled on the device (queued on CUDA): Philox, uniform with the variance that keeps
+// activations near one; in config.dtype, on CUDA bf16 for f32. The same seed gives the same values on CPU and CUDA.
 ModelWeights synthetic_weights(const ModelConfig& config, std::uint64_t seed, const Exec& exec);
 
 }  // namespace vesper
