@@ -41,7 +41,7 @@ fi
 
 echo "setup: installing ${missing[*]}"
 apt() {
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >/dev/null
 }
 install() {
   apt install -y --no-install-recommends "${missing[@]}"
