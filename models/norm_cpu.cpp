@@ -17,8 +17,9 @@ std::vector<float> widen(const TensorRef& weight) {
 }
 
 void norm_row(const float* x, const float* weight, std::int64_t hidden, float eps, float* out) {
-  float sum = 0.0F;
-  for (std::int64_t d = 0; d < hidden; ++d) sum += x[d] * x[d];
+  float lane[8] = {};  // sums in fixed lanes, as in models/linear.h
+  for (std::int64_t d = 0; d < hidden; ++d) lane[d % 8] += x[d] * x[d];
+  const float sum = ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
   const float scale = 1.0F / std::sqrt(sum / static_cast<float>(hidden) + eps);
   for (std::int64_t d = 0; d < hidden; ++d) out[d] = x[d] * scale * weight[d];
 }

@@ -30,9 +30,10 @@ target_compile_features(vesper_flags INTERFACE cxx_std_20)
 target_include_directories(vesper_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_definitions(vesper_flags INTERFACE VESPER_HAVE_CUDA=$<BOOL:${VESPER_HAVE_CUDA}>)
 # No contraction of a * b + c: the CPU's sums must not depend on which instructions the compiler may choose.
+# No note that vectors wider than the baseline's registers are passed in memory: functions that take them are inlined.
 # CMake 3.25 rejects CUDA_STANDARD 20 with nvcc 13, hence the flag.
 target_compile_options(vesper_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-ffp-contract=off>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wno-psabi;-ffp-contract=off>
   $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-lineinfo;-Xcompiler=-Wall,-Wextra>)
 target_link_libraries(vesper_flags INTERFACE Threads::Threads nlohmann_json::nlohmann_json)
 if(VESPER_HAVE_CUDA)
@@ -49,6 +50,18 @@ function(vesper_library name)
     add_library(${name} STATIC ${arg_CPU} ${arg_NO_CUDA})
   endif()
   target_link_libraries(${name} PUBLIC vesper_flags ${arg_DEPS})
+endfunction()
+
+# vesper_lanes(<library> <files>): inner loops of a library, compiled side by side for any x86-64 and for AVX2, in
+# namespaces of their own (engine/core/lanes.h). The caller chooses at run time.
+function(vesper_lanes library)
+  foreach(lanes baseline avx2)
+    add_library(${library}_${lanes} OBJECT ${ARGN})
+    target_link_libraries(${library}_${lanes} PRIVATE vesper_flags)
+    target_compile_definitions(${library}_${lanes} PRIVATE VESPER_LANES=${lanes})
+    target_sources(${library} PRIVATE $<TARGET_OBJECTS:${library}_${lanes}>)
+  endforeach()
+  target_compile_options(${library}_avx2 PRIVATE -mavx2 -mf16c)
 endfunction()
 
 # vesper_test(<name> FILES <files> DEPS <targets> [GPU]): one GoogleTest program; GPU tests join where the toolkit is there
