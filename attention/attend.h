@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "engine/core/cost.h"
 #include "engine/core/exec.h"
 #include "engine/core/tensor.h"
 #include "kvcache/batch.h"
@@ -56,11 +57,6 @@ void attend_decode(const Exec& exec, const AttentionShape& shape, const TensorRe
                    const Batch& batch, const SplitPlan& plan, const SplitPartials& partials, const TensorRef& out,
                    TensorView<float, 2> lse);
 
-// Bytes and flops that the work cannot do without, each input read once and each output written once.
-struct Cost {
-  std::int64_t bytes = 0;
-  std::int64_t flops = 0;
-};
 // Decode: K and V of all sequences' tokens, q and out.
 Cost attend_decode_cost(const AttentionShape& shape, DType dtype, std::int64_t seqs, std::int64_t total_kv_len);
 // Prefill of `query_tokens` at the end of a context of `kv_len`.
