@@ -2,6 +2,9 @@
 // Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467; transformers, LlamaRMSNorm.
 #pragma once
 
+#include <cstdint>
+
+#include "engine/core/cost.h"
 #include "engine/core/exec.h"
 #include "engine/core/tensor.h"
 
@@ -15,6 +18,9 @@ void rms_norm(const Exec& exec, const TensorRef& x, const TensorRef& weight, flo
 // reduction between ranks happens before this call, and the residual enters here, once.
 void add_rms_norm(const Exec& exec, const TensorRef& x, const TensorRef& addend, const TensorRef& weight, float eps,
                   const TensorRef& out);
+
+Cost rms_norm_cost(DType dtype, std::int64_t tokens, std::int64_t hidden);
+Cost add_rms_norm_cost(DType dtype, std::int64_t tokens, std::int64_t hidden);
 
 namespace cpu {
 void rms_norm(TensorView<const float, 2> x, const TensorRef& weight, float eps, TensorView<float, 2> out);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "engine/core/cost.h"
 #include "engine/core/exec.h"
 #include "engine/core/tensor.h"
 
@@ -18,6 +19,10 @@ void gather_rows(const Exec& exec, const TensorRef& table, TensorView<const std:
 //   gate_up [tokens, 2 * ffn]: gate, then up;  out [tokens, ffn], same dtype
 // Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
 void silu_mul(const Exec& exec, const TensorRef& gate_up, const TensorRef& out);
+
+Cost gather_rows_cost(DType dtype, std::int64_t rows, std::int64_t columns);
+// Of the flops, an exponential and a division count as one each.
+Cost silu_mul_cost(DType dtype, std::int64_t tokens, std::int64_t ffn);
 
 namespace cpu {
 void gather_rows(const TensorRef& table, TensorView<const std::int32_t, 1> index, TensorView<float, 2> out);
