@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "engine/core/cost.h"
 #include "engine/core/exec.h"
 #include "engine/core/tensor.h"
 
@@ -65,10 +66,16 @@ class LinearContext {
 void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
             const TensorRef& out);
 
+// Every weight is read once, however many tokens there are.
+Cost linear_cost(DType dtype, DType out_dtype, std::int64_t tokens, std::int64_t rows, std::int64_t columns);
+
 namespace cpu {
 void linear(TensorView<const float, 2> x, const LinearWeight& weight, TensorView<float, 2> out);
 }  // namespace cpu
 namespace cuda {
+std::int64_t linear_workspace_bytes();
+LinearContext::Impl* create_linear_context();
+void destroy_linear_context(LinearContext::Impl* impl) noexcept;
 void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
             const TensorRef& out);
 }  // namespace cuda

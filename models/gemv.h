@@ -1,0 +1,15 @@
+// The CUDA product for few rows of x, where reading the weight once is all the time there is.
+#pragma once
+
+#include "engine/core/exec.h"
+#include "engine/core/tensor.h"
+
+namespace vesper::cuda {
+
+// out[t, r] = sum_c x[t, c] * weight[r, c], accumulated in fp32 in a fixed order that depends on the columns only.
+//   x [tokens, columns], 1 <= tokens <= kMaxGemvRows;  weight [rows, columns], x's 16-bit type;
+//   out [tokens, rows], that type or f32
+//   multiprocessors: of the device
+void gemv(const Exec& exec, int multiprocessors, const TensorRef& x, const TensorRef& weight, const TensorRef& out);
+
+}  // namespace vesper::cuda

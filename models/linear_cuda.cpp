@@ -1,0 +1,178 @@
+// out = x W^T on CUDA: few rows of x through the GEMV kernel, many through cuBLASLt.
+//
+// cuBLASLt thinks in column-major matrices. Row-major out [tokens, rows] is column-major [rows, tokens], row-major W is
+// column-major [columns, rows], row-major x is column-major [columns, tokens], so the product is out' = W'^T x', the
+// form that cuBLAS calls TN. Sums are fp32; where cuBLASLt splits them over blocks, the parts are also fp32 (they are
+// added in its workspace, in a fixed order), so a 16-bit output is rounded once.
+// Bytes: W once for every tile of tokens that a block covers; from some hundred tokens on the product is bound by
+// flops.
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <cassert>
+#include <compare>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "engine/core/buffer.h"
+#include "engine/core/error.h"
+#include "engine/core/launch.cuh"
+#include "engine/core/stream.h"
+#include "models/gemv.h"
+#include "models/linear.h"
+
+namespace vesper {
+namespace {
+
+void check_cublas(cublasStatus_t status, const std::string& doing) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  fail({doing, std::string("cuBLASLt's answer ") + cublasLtGetStatusString(status), "", ""});
+}
+
+// What cuBLASLt's choice depends on. Alignments are powers of two in bytes, up to 256.
+struct Shape {
+  std::int64_t tokens = 0;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  DType dtype = DType::kBf16;
+  DType out_dtype = DType::kBf16;
+  std::uint32_t weight_alignment = 0;
+  std::uint32_t x_alignment = 0;
+  std::uint32_t out_alignment = 0;
+  auto operator<=>(const Shape&) const = default;
+};
+
+std::uint32_t alignment_of(const void* data) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data);
+  return static_cast<std::uint32_t>(std::min<std::uintptr_t>(256, address & (~address + 1)));
+}
+
+cudaDataType_t cuda_type(DType dtype) {
+  if (dtype == DType::kBf16) return CUDA_R_16BF;
+  if (dtype == DType::kF16) return CUDA_R_16F;
+  assert(dtype == DType::kF32);
+  return CUDA_R_32F;
+}
+
+template <typename Value>
+void prefer(cublasLtMatmulPreferenceOpaque_t& preference, cublasLtMatmulPreferenceAttributes_t attribute, Value value) {
+  check_cublas(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)),
+               "preparing a matrix product");
+}
+
+// A product as cuBLASLt wants it told, and the algorithm it answers with. The opaque structs are plain values: they own
+// nothing and need no release.
+struct Product {
+  Product(cublasLtHandle_t handle, const Shape& shape, std::int64_t workspace_bytes);
+  Product(const Product&) = delete;
+  Product& operator=(const Product&) = delete;
+
+  cublasLtMatmulDescOpaque_t operation{};
+  cublasLtMatrixLayoutOpaque_t weight{};
+  cublasLtMatrixLayoutOpaque_t x{};
+  cublasLtMatrixLayoutOpaque_t out{};
+  cublasLtMatmulAlgo_t algorithm{};
+};
+
+Product::Product(cublasLtHandle_t handle, const Shape& shape, std::int64_t workspace_bytes) {
+  const std::string doing = "preparing the product [" + std::to_string(shape.tokens) + ", " +
+                            std::to_string(shape.columns) + "] x [" + std::to_string(shape.rows) + ", " +
+                            std::to_string(shape.columns) + "]^T of " + std::string(dtype_name(shape.dtype));
+  const auto check = [&](cublasStatus_t status) { check_cublas(status, doing); };
+  const auto rows = static_cast<std::uint64_t>(shape.rows);
+  const auto columns = static_cast<std::uint64_t>(shape.columns);
+  const auto tokens = static_cast<std::uint64_t>(shape.tokens);
+  check(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  check(cublasLtMatmulDescSetAttribute(&operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
+  check(cublasLtMatrixLayoutInit(&weight, cuda_type(shape.dtype), columns, rows, shape.columns));
+  check(cublasLtMatrixLayoutInit(&x, cuda_type(shape.dtype), columns, tokens, shape.columns));
+  check(cublasLtMatrixLayoutInit(&out, cuda_type(shape.out_dtype), rows, tokens, shape.rows));
+
+  cublasLtMatmulPreferenceOpaque_t preference;
+  check(cublasLtMatmulPreferenceInit(&preference));
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    check(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)));
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(workspace_bytes));
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+         static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.weight_alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.x_alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.out_alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.out_alignment);
+  cublasLtMatmulHeuristicResult_t result{};
+  int found = 0;
+  check(cublasLtMatmulAlgoGetHeuristic(handle, &operation, &weight, &x, &out, &out, &preference, 1, &result, &found));
+  check(found == 1 ? result.state : CUBLAS_STATUS_NOT_SUPPORTED);
+  algorithm = result.algo;
+}
+
+}  // namespace
+
+struct LinearContext::Impl {
+  Impl() : workspace(Memory::kDevice, cuda::linear_workspace_bytes(), "cuBLASLt's workspace") {
+    multiprocessors = device_info(DeviceKind::kCuda).multiprocessors;
+    check_cublas(cublasLtCreate(&handle), "starting cuBLASLt");
+  }
+  ~Impl() { cublasLtDestroy(handle); }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  Impl(Impl&&) = delete;
+  Impl& operator=(Impl&&) = delete;
+
+  Buffer workspace;
+  cublasLtHandle_t handle = nullptr;
+  int multiprocessors = 0;
+  std::map<Shape, Product> products;
+};
+
+namespace cuda {
+
+// What NVIDIA recommends for cuBLAS: 32 MiB on Hopper, 4 MiB before it (cuBLAS documentation, cublasSetWorkspace).
+std::int64_t linear_workspace_bytes() {
+  return (device_info(DeviceKind::kCuda).compute_capability >= 90 ? 32LL : 4LL) << 20;
+}
+
+LinearContext::Impl* create_linear_context() {
+  return std::make_unique<LinearContext::Impl>().release();
+}
+
+void destroy_linear_context(LinearContext::Impl* impl) noexcept {
+  const std::unique_ptr<LinearContext::Impl> owned(impl);
+}
+
+void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
+            const TensorRef& out) {
+  assert(context.impl() != nullptr && weight.count == 1);
+  LinearContext::Impl& impl = *context.impl();
+  const TensorRef& matrix = weight.blocks[0];
+  assert(x.dtype == matrix.dtype && x.shape[1] == matrix.shape[1]);
+  assert(out.shape[0] == x.shape[0] && out.shape[1] == matrix.shape[0]);
+  if (out.size() == 0) return;
+  if (x.shape[0] <= kMaxGemvRows) return gemv(exec, impl.multiprocessors, x, matrix, out);
+
+  const Shape shape{.tokens = x.shape[0],
+                    .rows = matrix.shape[0],
+                    .columns = matrix.shape[1],
+                    .dtype = x.dtype,
+                    .out_dtype = out.dtype,
+                    .weight_alignment = alignment_of(matrix.data),
+                    .x_alignment = alignment_of(x.data),
+                    .out_alignment = alignment_of(out.data)};
+  auto found = impl.products.find(shape);
+  if (found == impl.products.end()) {
+    found = impl.products.try_emplace(shape, impl.handle, shape, impl.workspace.bytes()).first;
+  }
+  Product& product = found->second;
+  const float one = 1.0F;
+  const float zero = 0.0F;
+  check_cublas(cublasLtMatmul(impl.handle, &product.operation, &one, matrix.data, &product.weight, x.data, &product.x,
+                              &zero, out.data, &product.out, out.data, &product.out, &product.algorithm,
+                              impl.workspace.data(), static_cast<std::size_t>(impl.workspace.bytes()), exec.stream),
+               "multiplying matrices");
+}
+
+}  // namespace cuda
+}  // namespace vesper
