@@ -1,42 +1,33 @@
-// Decode attention on the CPU, split over keys and merged; see attention/attend.h.
+// Decode attention on the CPU, split over keys and merged; see attention/attend.h. A piece of work is one sequence, KV
+// head and split; the inner loops are in attend_decode_lanes.cpp.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "attention/attend.h"
+#include "attention/attend_lanes.h"
+#include "attention/kv_tiles.h"
+#include "engine/core/lanes.h"
 #include "engine/core/parallel.h"
 
 namespace vesper::cpu {
 namespace {
 
-// One head over the keys [key_begin, key_end) of sequence s.
-void attend_split(const AttentionShape& shape, const float* query, const LayerKv& kv, const Batch& batch, int s, int g,
-                  int key_begin, int key_end, float* result, float* lse) {
-  const auto k_cache = kv.k.as<const float, 4>();
-  const auto v_cache = kv.v.as<const float, 4>();
-  const int head_dim = shape.head_dim;
-  *lse = -INFINITY;
-  for (int d = 0; d < head_dim; ++d) result[d] = 0.0F;
-  if (key_begin >= key_end) return;
-  std::vector<float> score(static_cast<std::size_t>(key_end - key_begin));
+// Joins the splits of sequence s, head h. An empty split has lse -inf and weight zero.
+void merge_splits(const SplitPartials& partials, int splits, int head_dim, int s, int h, float* out, float* lse) {
   float largest = -INFINITY;
-  for (int key = key_begin; key < key_end; ++key) {
-    const float* k = &k_cache(batch.page_table(s, key / shape.page_tokens), g, 0, 0);
-    float sum = 0.0F;
-    for (int d = 0; d < head_dim; ++d) sum += query[d] * k[tile_offset(key % shape.page_tokens, d, head_dim)];
-    score[static_cast<std::size_t>(key - key_begin)] = sum * shape.scale;
-    largest = std::max(largest, sum * shape.scale);
-  }
+  for (int split = 0; split < splits; ++split) largest = std::max(largest, partials.lse(s, h, split));
   float total = 0.0F;
-  for (int key = key_begin; key < key_end; ++key) {
-    const float* v = &v_cache(batch.page_table(s, key / shape.page_tokens), g, 0, 0);
-    const float weight = std::exp(score[static_cast<std::size_t>(key - key_begin)] - largest);
+  for (int d = 0; d < head_dim; ++d) out[d] = 0.0F;
+  for (int split = 0; split < splits; ++split) {
+    const float weight = baseline::exponential(baseline::splat(partials.lse(s, h, split) - largest))[0];
+    if (weight == 0.0F) continue;
     total += weight;
-    for (int d = 0; d < head_dim; ++d) result[d] += weight * v[tile_offset(key % shape.page_tokens, d, head_dim)];
+    for (int d = 0; d < head_dim; ++d) out[d] += weight * partials.out(s, h, split, d);
   }
-  for (int d = 0; d < head_dim; ++d) result[d] /= total;
-  *lse = largest + std::log(total);
+  for (int d = 0; d < head_dim; ++d) out[d] /= total;
+  if (lse != nullptr) *lse = largest + std::log(total);
 }
 
 }  // namespace
@@ -44,34 +35,44 @@ void attend_split(const AttentionShape& shape, const float* query, const LayerKv
 void attend_decode(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
                    const SplitPlan& plan, const SplitPartials& partials, TensorView<float, 2> out,
                    TensorView<float, 2> lse) {
+  const int group = shape.group();
   const int head_dim = shape.head_dim;
-  const std::int64_t work = std::int64_t{batch.seqs} * shape.heads * plan.splits;
+  const std::vector<std::int32_t> offsets = chunk_offsets(shape);
+  const std::int64_t work = std::int64_t{batch.seqs} * shape.kv_heads * plan.splits;
+
   parallel_for(work, 1, [&](std::int64_t begin, std::int64_t end) {
+    const bool wide = has_avx2();
+    TileList pages;
+    LaneScratch scratch((wide ? avx2::decode_scratch : baseline::decode_scratch)(group, head_dim));
     for (std::int64_t i = begin; i < end; ++i) {
       const auto split = static_cast<int>(i % plan.splits);
-      const auto h = static_cast<int>(i / plan.splits % shape.heads);
-      const auto s = static_cast<int>(i / plan.splits / shape.heads);
+      const auto g = static_cast<int>(i / plan.splits % shape.kv_heads);
+      const auto s = static_cast<int>(i / plan.splits / shape.kv_heads);
       const int key_begin = split * plan.split_tokens;
       const int key_end = std::min(batch.kv_len(s), key_begin + plan.split_tokens);
-      attend_split(shape, &q(s, h * head_dim), kv, batch, s, h / shape.group(), key_begin, key_end,
-                   &partials.out(s, h, split, 0), &partials.lse(s, h, split));
+      if (key_begin >= key_end) {
+        for (int h = g * group; h < (g + 1) * group; ++h) partials.lse(s, h, split) = -INFINITY;
+        continue;
+      }
+      const DecodeSplit piece{.kv = pages.list(shape, kv, batch, s, g, key_end, offsets),
+                              .q = &q(s, std::int64_t{g} * group * head_dim),
+                              .group = group,
+                              .key_begin = key_begin,
+                              .key_end = key_end,
+                              .scale = shape.scale,
+                              .out = &partials.out(s, g * group, split, 0),
+                              .out_stride = std::int64_t{plan.splits} * head_dim,
+                              .lse = &partials.lse(s, g * group, split),
+                              .lse_stride = plan.splits,
+                              .scratch = scratch.data()};
+      wide ? avx2::attend(piece) : baseline::attend(piece);
     }
   });
 
   for (int s = 0; s < batch.seqs; ++s) {
     for (int h = 0; h < shape.heads; ++h) {
-      float largest = -INFINITY;
-      for (int split = 0; split < plan.splits; ++split) largest = std::max(largest, partials.lse(s, h, split));
-      float total = 0.0F;
-      for (int d = 0; d < head_dim; ++d) out(s, h * head_dim + d) = 0.0F;
-      for (int split = 0; split < plan.splits; ++split) {
-        const float weight = std::exp(partials.lse(s, h, split) - largest);
-        if (weight == 0.0F) continue;
-        total += weight;
-        for (int d = 0; d < head_dim; ++d) out(s, h * head_dim + d) += weight * partials.out(s, h, split, d);
-      }
-      for (int d = 0; d < head_dim; ++d) out(s, h * head_dim + d) /= total;
-      if (lse.data() != nullptr) lse(s, h) = largest + std::log(total);
+      merge_splits(partials, plan.splits, head_dim, s, h, &out(s, h * head_dim),
+                   lse.data() == nullptr ? nullptr : &lse(s, h));
     }
   }
 }

@@ -1,0 +1,43 @@
+// Where the rows of a block of keys lie. For the files that are compiled twice (engine/core/lanes.h).
+#pragma once
+
+#include "attention/attend_lanes.h"
+#include "engine/core/lanes.h"
+
+namespace vesper::cpu::VESPER_LANES {
+
+// Tiles and chunk offsets of each key of a block, so that the inner loops divide by no page size.
+struct KeyRows {
+  const float* k[kBlockKeys];
+  const float* v[kBlockKeys];
+  const std::int32_t* chunk[kBlockKeys];
+};
+
+// The rows of keys [first, first + count), count <= kBlockKeys.
+VESPER_INLINE void find_rows(const KvTiles& kv, int first, int count, KeyRows& rows) {
+  int page = first / kv.page_tokens;
+  int line = first % kv.page_tokens;
+  for (int t = 0; t < count; ++t) {
+    rows.k[t] = kv.k[page];
+    rows.v[t] = kv.v[page];
+    rows.chunk[t] = kv.chunk + line * kv.chunks;
+    if (++line == kv.page_tokens) {
+      line = 0;
+      ++page;
+    }
+  }
+}
+
+// Chunk c of a row; `width` < 8 where it is the last of a head_dim that is no multiple of 8.
+VESPER_INLINE f32x8 load_chunk(const float* tile, const std::int32_t* chunk, int c, int width) {
+  const float* from = tile + chunk[c];
+  return width == 8 ? load(from) : load_some(from, width, load);
+}
+
+// Channels in chunk c.
+VESPER_INLINE int chunk_width(const KvTiles& kv, int c) {
+  const int left = kv.head_dim - 8 * c;
+  return left < 8 ? left : 8;
+}
+
+}  // namespace vesper::cpu::VESPER_LANES
