@@ -3,11 +3,15 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "attention/attend_lanes.h"
+#include "attention/kv_tiles.h"
+#include "engine/core/lanes.h"
 #include "tests/compare.h"
 #include "tests/paged.h"
 
@@ -241,6 +245,61 @@ TEST(AttendCpu, DecodeAloneIsDecodeInABatch) {
   alone.q.assign(batched.q.begin() + row, batched.q.begin() + 2 * row);
   alone.decode({4, 128});
   for (std::size_t i = 0; i < alone.out.size(); ++i) ASSERT_EQ(alone.out[i], batched.out[alone.out.size() + i]);
+}
+
+// The baseline and the AVX2 build, to the bit.
+TEST(AttendLanes, BothBuildsGiveTheSameBits) {
+  if (!cpu::has_avx2()) GTEST_SKIP() << "this machine has no AVX2";
+  std::mt19937 random(8);
+  for (const AttentionShape& shape : {make_shape(1, 2, 64, 16), make_shape(1, 3, 20, 16), make_shape(1, 1, 128, 32)}) {
+    World world(random, Phase::kPrefill, shape, {277}, {277}, 20.0F);
+    const std::vector<std::int32_t> offsets = cpu::chunk_offsets(shape);
+    cpu::TileList pages;
+    const cpu::KvTiles kv = pages.list(shape, {world.k.ref(), world.v.ref()}, world.ragged.batch, 0, 0, 277, offsets);
+    const int group = shape.group();
+    std::vector<float> wide_out(world.out.size());
+    std::vector<float> wide_lse(static_cast<std::size_t>(group));
+    const auto equal = [&](std::size_t count) {
+      for (std::size_t i = 0; i < count; ++i) {
+        ASSERT_EQ(std::bit_cast<std::uint32_t>(wide_out[i]), std::bit_cast<std::uint32_t>(world.out[i]))
+            << describe(shape) << ", element " << i;
+      }
+    };
+
+    cpu::LaneScratch scratch(std::max(cpu::avx2::prefill_scratch(277, group, shape.head_dim),
+                                      cpu::baseline::prefill_scratch(277, group, shape.head_dim)));
+    cpu::PrefillTile tile{.kv = kv,
+                          .q = world.q.data(),
+                          .out = world.out.data(),
+                          .row_stride = std::int64_t{shape.heads} * shape.head_dim,
+                          .queries = 277,
+                          .group = group,
+                          .first_position = 0,
+                          .scale = shape.scale,
+                          .scratch = scratch.data()};
+    cpu::baseline::attend(tile);
+    tile.out = wide_out.data();
+    cpu::avx2::attend(tile);
+    equal(wide_out.size());
+
+    cpu::DecodeSplit split{.kv = kv,
+                           .q = world.q.data(),
+                           .group = group,
+                           .key_begin = 32,
+                           .key_end = 277,
+                           .scale = shape.scale,
+                           .out = world.out.data(),
+                           .out_stride = shape.head_dim,
+                           .lse = world.lse.data(),
+                           .lse_stride = 1,
+                           .scratch = scratch.data()};
+    cpu::baseline::attend(split);
+    split.out = wide_out.data();
+    split.lse = wide_lse.data();
+    cpu::avx2::attend(split);
+    equal(static_cast<std::size_t>(group * shape.head_dim));
+    for (std::size_t h = 0; h < wide_lse.size(); ++h) ASSERT_EQ(wide_lse[h], world.lse[h]);
+  }
 }
 
 TEST(PlanSplits, CoverEveryLengthInWholePages) {

@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/core/lanes.h"
 #include "models/linear.h"
+#include "models/linear_lanes.h"
 #include "models/norm.h"
 #include "models/rows.h"
 #include "tests/compare.h"
@@ -132,25 +134,38 @@ TEST(LinearCpu, ARowAloneIsARowInABatch) {
   }
 }
 
-// Every bf16 and every f16 that is a number is widened exactly, subnormals included.
-TEST(LinearCpu, WidensEveryWeightExactly) {
-  std::vector<std::uint16_t> bits(65536);
-  for (std::size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<std::uint16_t>(i);
-  for (const DType dtype : {DType::kBf16, DType::kF16}) {
-    const auto exact = [&](std::uint16_t b) { return dtype == DType::kBf16 ? to_float(bf16{b}) : to_float(f16{b}); };
-    // Column by column through an identity would be 65536 products a row; a single 1 in x reads one column in 8.
-    for (int one = 0; one < 8; ++one) {
-      std::vector<std::uint16_t> numbers = bits;
-      for (std::uint16_t& b : numbers) b = std::isfinite(exact(b)) ? b : std::uint16_t{0};
-      std::vector<float> x(8);
-      x[static_cast<std::size_t>(one)] = 1.0F;
-      LinearWeight weight;
-      weight.blocks[0] = tensor_ref(numbers.data(), dtype, 8192, 8);
-      weight.count = 1;
-      std::vector<float> out(8192);
-      cpu::linear(matrix(x, 1, 8), weight, matrix(out, 1, 8192));
-      for (std::size_t r = 0; r < out.size(); ++r) {
-        ASSERT_EQ(out[r], exact(numbers[r * 8 + static_cast<std::size_t>(one)])) << dtype_name(dtype) << " row " << r;
+// The baseline and the AVX2 build, to the bit; every f16 and bf16 that is a number is among the weights.
+TEST(LinearLanes, BothBuildsGiveTheSameBits) {
+  if (!cpu::has_avx2()) GTEST_SKIP() << "this machine has no AVX2";
+  std::mt19937 random(8);
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16}) {
+    for (const int columns : {256, 131, 5}) {
+      const int rows = 65536 / columns;
+      Weights weights(random, dtype, static_cast<std::size_t>(rows * columns));
+      for (std::size_t i = 0; i < weights.narrow.size(); ++i) {
+        const auto bits = static_cast<std::uint16_t>(i);
+        const float value = dtype == DType::kBf16 ? to_float(bf16{bits}) : to_float(f16{bits});
+        weights.narrow[i] = std::isfinite(value) ? bits : std::uint16_t{0};
+      }
+      for (int tokens = 1; tokens <= 13; ++tokens) {
+        std::vector<float> x = random_floats(random, static_cast<std::size_t>(tokens * columns));
+        std::vector<float> narrow(static_cast<std::size_t>(tokens * rows), NAN);
+        std::vector<float> wide(narrow);
+        cpu::LinearTile tile{.x = x.data(),
+                             .tokens = tokens,
+                             .columns = columns,
+                             .weight = weights.data(),
+                             .dtype = dtype,
+                             .rows = rows,
+                             .out = narrow.data(),
+                             .out_stride = rows};
+        cpu::baseline::multiply(tile);
+        tile.out = wide.data();
+        cpu::avx2::multiply(tile);
+        for (std::size_t i = 0; i < wide.size(); ++i) {
+          ASSERT_EQ(std::bit_cast<std::uint32_t>(wide[i]), std::bit_cast<std::uint32_t>(narrow[i]))
+              << dtype_name(dtype) << ", " << tokens << " tokens, element " << i;
+        }
       }
     }
   }
