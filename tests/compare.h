@@ -13,7 +13,7 @@ namespace vesper {
 // Half a unit in the last place, relative: what one rounding to the type may add.
 inline constexpr double kRoundF32 = 0x1p-24;
 inline constexpr double kRoundF16 = 0x1p-11;
-inline constexpr double kRoundBf16 = 0x1p-9;
+inline constexpr double kRoundBf16 = 0x1p-8;
 
 // Bound of a sum of n products accumulated in fp32 in any order, from the sum of their magnitudes: each of the n
 // additions and the product itself rounds once (Higham, "Accuracy and Stability of Numerical Algorithms", (3.7)).
