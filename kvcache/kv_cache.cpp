@@ -15,7 +15,7 @@ KvCache::KvCache(const KvShape& shape, int pages, DeviceKind device)
 LayerKv KvCache::layer(int l) const {
   const std::int64_t tensor_bytes =
       std::int64_t{pages_} * shape_.kv_heads * shape_.page_tokens * shape_.head_dim * dtype_bytes(shape_.dtype);
-  auto* base = static_cast<std::byte*>(storage_.data()) + 2 * l * tensor_bytes;
+  auto* base = static_cast<std::byte*>(storage_.data()) + std::int64_t{2} * l * tensor_bytes;
   const auto tensor = [&](std::byte* data) {
     return tensor_ref(data, shape_.dtype, pages_, shape_.kv_heads, shape_.page_tokens, shape_.head_dim);
   };

@@ -224,7 +224,7 @@ void read_heads(const Keys& keys, ModelConfig& config) {
 // Where configs/ may lie, the first that holds models/ counts.
 fs::path synthetic_folder() {
   if (const char* given = std::getenv("VESPER_CONFIGS"); given != nullptr) {
-    const fs::path folder = fs::path(given) / "models";
+    fs::path folder = fs::path(given) / "models";
     if (fs::is_directory(folder)) return folder;
     refuse({"looking for model shapes", "no folder " + folder.string(), "one, since VESPER_CONFIGS is set",
             "set VESPER_CONFIGS to the configs folder or unset it"});

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdlib>
 #include <string>
 #include <utility>
@@ -31,7 +32,7 @@ struct Dims {
 template <typename... Params, typename... Args>
 void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaStream_t stream, Args&&... args) {
   static const bool sync = std::getenv("VESPER_SYNC_LAUNCH") != nullptr;
-  if (dims.shared_bytes > 48 * 1024) {
+  if (dims.shared_bytes > std::size_t{48} * 1024) {
     check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dims.shared_bytes)),
         name);
