@@ -28,6 +28,9 @@ constexpr int kMaxHeadDim = 1024;
 constexpr int kMaxFfn = 1 << 20;
 constexpr int kMaxVocab = 1 << 24;
 constexpr int kMaxPositions = 1 << 27;
+constexpr double kMaxTheta = 1e12;
+
+constexpr double kDefaultTheta = 10000.0;  // as LlamaConfig has it
 
 std::string text_of(const Json& value) {
   return value.is_string() ? in_quotes(value.get<std::string>()) : value.dump(-1, ' ', true).substr(0, 100);
@@ -146,14 +149,12 @@ void check_rope(const Keys& keys, const std::string& key) {
 }
 
 double rope_theta(const Keys& keys) {
-  constexpr double kDefault = 10000.0;
-  constexpr double kMost = 1e12;
   if (const Json* parameters = keys.find("rope_parameters");
       parameters != nullptr && parameters->contains("rope_theta")) {
     const std::string source = keys.source() + ", key \"rope_parameters\"";
-    return Keys(*parameters, source).real("rope_theta", kDefault, 0.0, kMost);
+    return Keys(*parameters, source).real("rope_theta", kDefaultTheta, 0.0, kMaxTheta);
   }
-  return keys.real("rope_theta", kDefault, 0.0, kMost);
+  return keys.real("rope_theta", kDefaultTheta, 0.0, kMaxTheta);
 }
 
 DType weights_dtype(const Keys& keys) {

@@ -55,8 +55,9 @@ constexpr std::array<WeightRule, 12> kLlama = {{
 }};
 constexpr const WeightRule* kHead = &kLlama.back();
 
+constexpr std::array<std::string_view, 6> kWords = {"vocab", "hidden", "q_rows", "kv_rows", "ffn", ""};  // by Extent
+
 std::string_view word(Extent extent) {
-  constexpr std::array<std::string_view, 6> kWords = {"vocab", "hidden", "q_rows", "kv_rows", "ffn", ""};
   return kWords[static_cast<std::size_t>(extent)];
 }
 
