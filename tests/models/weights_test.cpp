@@ -312,5 +312,67 @@ TEST_F(Weights, NameAShardBehindADanglingLink) {
   expect_names(load_refusal(tiny_.config), {"model-1.safetensors", "No such file"});
 }
 
+// Mean and variance of a 16-bit matrix's values.
+struct Moments {
+  double mean = 0.0;
+  double variance = 0.0;
+};
+Moments moments(const TensorRef& tensor) {
+  const auto values = tensor.as<const bf16, 2>();
+  Moments found;
+  for (std::int64_t i = 0; i < values.size(); ++i) {
+    const double value = to_float(values.data()[i]);
+    found.mean += value / static_cast<double>(values.size());
+    found.variance += value * value / static_cast<double>(values.size());
+  }
+  found.variance -= found.mean * found.mean;
+  return found;
+}
+
+TEST(SyntheticWeights, KeepUnitVariance) {
+  const ModelConfig config = synthetic_model_config("tiny");
+  const ModelWeights weights = synthetic_weights(config, 3, kCpu);
+  EXPECT_EQ(weights.dtype, DType::kBf16);
+  EXPECT_EQ(weights.storage.bytes(), plan_synthetic_weights(config, DeviceKind::kCpu).device_bytes);
+  EXPECT_EQ(weights.bytes, config.parameters() * 2);
+  const auto expect_variance = [](const TensorRef& tensor, double variance, const char* what) {
+    const Moments found = moments(tensor);
+    // n draws: the mean deviates by sqrt(variance / n), the variance of a uniform draw by variance * sqrt(0.8 / n).
+    const auto n = static_cast<double>(tensor.size());
+    EXPECT_NEAR(found.mean, 0.0, 5.0 * std::sqrt(variance / n)) << what;
+    EXPECT_NEAR(found.variance, variance, variance * (5.0 * std::sqrt(0.8 / n) + 0x1p-8)) << what;
+  };
+  expect_variance(weights.embedding, 1.0, "embedding");
+  expect_variance(weights.head.blocks[0], 1.0 / config.hidden, "head");
+  for (const LayerWeights& layer : weights.layers) {
+    EXPECT_EQ(layer.qkv.count, 1);
+    EXPECT_EQ(layer.qkv.rows(), config.q_rows() + 2 * config.kv_rows());
+    EXPECT_EQ(layer.gate_up.count, 1);
+    EXPECT_EQ(layer.gate_up.rows(), 2 * config.ffn);
+    expect_variance(layer.qkv.blocks[0], 1.0 / config.hidden, "qkv");
+    expect_variance(layer.o.blocks[0], 1.0 / config.q_rows(), "o");
+    expect_variance(layer.gate_up.blocks[0], 1.0 / config.hidden, "gate_up");
+    expect_variance(layer.down.blocks[0], 1.0 / config.ffn, "down");
+    for (std::int64_t i = 0; i < config.hidden; ++i) {
+      ASSERT_EQ(to_float((layer.ffn_norm.as<const bf16, 1>()(i))), 1.0F);
+      ASSERT_EQ(to_float((layer.attention_norm.as<const bf16, 1>()(i))), 1.0F);
+    }
+  }
+}
+
+TEST(SyntheticWeights, FollowFromTheSeed) {
+  const ModelConfig config = synthetic_model_config("tiny");
+  const auto bytes_of = [](const TensorRef& tensor) {
+    const auto* data = static_cast<const std::byte*>(tensor.data);
+    return std::vector<std::byte>(data, data + tensor.bytes());
+  };
+  const ModelWeights first = synthetic_weights(config, 3, kCpu);
+  const ModelWeights again = synthetic_weights(config, 3, kCpu);
+  const ModelWeights other = synthetic_weights(config, 4, kCpu);
+  EXPECT_EQ(bytes_of(first.layers[1].o.blocks[0]), bytes_of(again.layers[1].o.blocks[0]));
+  EXPECT_NE(bytes_of(first.layers[1].o.blocks[0]), bytes_of(other.layers[1].o.blocks[0]));
+  EXPECT_NE(bytes_of(first.layers[1].o.blocks[0]), bytes_of(first.layers[2].o.blocks[0]));
+}
+
 }  // namespace
 }  // namespace vesper
