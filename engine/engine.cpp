@@ -21,7 +21,7 @@ bool is_synthetic(const std::string& model) {
 
 WeightsPlan plan_weights_of(const std::string& model, const ModelConfig& config, DeviceKind device) {
   if (!is_synthetic(model)) return plan_weights(model, config, device);
-  return WeightsPlan{.dtype = config.dtype, .device_bytes = config.parameters() * dtype_bytes(config.dtype)};
+  return plan_synthetic_weights(config, device);
 }
 
 // Draw arrays for one step, laid out one after the other.
