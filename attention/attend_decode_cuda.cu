@@ -4,16 +4,16 @@
 //
 // Shapes: q, out [seqs, heads, head_dim]; K and V [pages, kv_heads, page_tokens, head_dim] in tile order
 //   (kvcache/layout.h); partials [seqs, heads, splits, head_dim] fp32 with their log-sum-exp.
-// Mapping: grid (kv_heads, splits, seqs). A block's four warps deal out the split's pieces of 16 tokens; each has its
-// own
-//   ring of three pieces of K and V in shared memory and its own maximum, sum and output, and waits for no other until
-//   they merge at the end. The group's heads, filled up to 16 with zeros, are the rows of the tensor-core products; up
-//   to 8 heads the lower half of the rows is left out of everything but the products.
+// Mapping: grid (kv_heads, splits, seqs). A block's four warps deal out the split's pieces of 16 tokens. Each has its
+//   own ring of three pieces of K and V in shared memory and its own maximum, sum and output, and waits for no other
+//   until they merge at the end. The group's heads, filled up to 16 with zeros, are the rows of the tensor-core
+//   products; up to 8 heads the lower half of the rows is left out of everything but the products.
 //   Where the plan has several splits a second kernel, grid (heads, seqs), weighs them by e^{lse}. A split behind a
 //   sequence's end leaves at once with lse = -inf, and its partial output is neither written nor read.
 // In flight: 4 warps x 2 pieces x 8 KiB at head_dim 128, two blocks a multiprocessor on Hopper: 128 KiB. Rows from the
 //   last token on are filled with zeros: what a page holds there may be NaN, and 0 * NaN is not 0.
-// Byte bound: K and V of all tokens once, see attend_decode_cost(). The products run at a tenth of the matrix rate.
+// Byte bound: K and V of all tokens once, see attend_decode_cost(). The products, filled up to 16 rows, are 16 flops a
+//   byte, far from binding.
 // Source: Dao et al., arXiv 2205.14135; "Flash-Decoding for long-context inference", 2023 (split and merge).
 #include <bit>
 #include <string>
@@ -32,7 +32,7 @@ constexpr int kPiece = 16;  // tokens; divides a page, so a piece lies in one
 constexpr int kSlots = 3;   // of a warp's ring
 constexpr int kHeads = 16;  // rows of the products
 template <int kHeadDim>
-constexpr int kTileBytes = kPiece* kHeadDim * 2;
+constexpr int kTileBytes = kPiece * 2 * kHeadDim;
 template <int kHeadDim>
 constexpr int kRingBytes = kSlots * 2 * kTileBytes<kHeadDim>;  // of a warp; a slot holds K, then V
 // A warp's output as it is merged through its ring: eight floats of padding spread a column of rows over the banks.
@@ -191,7 +191,7 @@ __device__ void merge_warps(const DecodeArgs<T>& args, const Running<kHeadDim, k
 
 template <typename T, int kHeadDim, int kHalves>
 __global__ void __launch_bounds__(kThreads, 2) attend_decode_split_kv(const __grid_constant__ DecodeArgs<T> args) {
-  extern __shared__ __align__(128) unsigned char shared[];  // one ring a warp
+  extern __shared__ __align__(256) unsigned char shared[];  // one ring a warp
   const int kv_head = static_cast<int>(blockIdx.x);
   const auto s = blockIdx.z;
   const int begin = static_cast<int>(blockIdx.y) * args.plan.split_tokens;

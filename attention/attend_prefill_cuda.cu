@@ -16,6 +16,7 @@
 //   rows, 128 flops a byte, so the matrix rate binds.
 // Source: Dao et al., arXiv 2205.14135; Dao, "FlashAttention-2", arXiv 2307.08691 (loop order, rows over warps); the
 //   ring and the packing of heads are ours.
+#include <bit>
 #include <string>
 
 #include "attention/attend.h"
@@ -250,13 +251,13 @@ __device__ void store_rows(const float (&out)[kRowTiles][kHeadDim / 8][4], const
 }
 
 template <int kHeadDim>
-constexpr int kSlotBytes = kKeys* kHeadDim * 2;
+constexpr int kSlotBytes = kKeys * 2 * kHeadDim;
 template <int kHeadDim>
-constexpr int kQueryBytes = kRows* kHeadDim * 2;
+constexpr int kQueryBytes = kRows * 2 * kHeadDim;
 
 template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads, 2) attend_prefill_flash(const __grid_constant__ PrefillArgs<T> args) {
-  extern __shared__ __align__(128) unsigned char shared[];  // Q, then the slots
+  extern __shared__ __align__(256) unsigned char shared[];  // Q, then the slots
   const QueryRows rows = query_rows(args);
   if (rows.first > rows.last) return;
 

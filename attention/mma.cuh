@@ -59,8 +59,8 @@ __device__ inline void wait_copies() {
 //   kAcrossFirst  top left, top right, bottom left, bottom right: B of the block's transpose, split likewise
 enum class Quarters { kDownFirst, kAcrossFirst };
 
-// Where this lane points ldmatrix for the block in the corner of a tile at shared address `tile` (a multiple of the
-// bytes of a row).
+// Where this lane points ldmatrix for the block in the corner of a tile at shared address `tile`, a multiple of the
+// bytes of a row (at most 256).
 template <int kHeadDim, Quarters kOrder>
 __device__ inline unsigned corner_block(unsigned tile, int lane) {
   const int low = lane / 8 % 2 * 8;
