@@ -29,6 +29,15 @@ struct State {
   }
 };
 
+// Channels 8c ... 8c + 7 of a head in q or out.
+VESPER_INLINE float* chunk_of(const State& state, float* heads, int h, int c) {
+  return heads + h * state.width + std::int64_t{8} * c;
+}
+// A head's scores.
+VESPER_INLINE float* scores_of(const State& state, int h) {
+  return state.scores + std::int64_t{h} * kBlockKeys;
+}
+
 // Scores of kHeads heads, four keys at a time.
 template <int kHeads>
 void score(const DecodeSplit& split, const State& state, const KeyRows& rows, int keys, int head) {
@@ -41,21 +50,21 @@ void score(const DecodeSplit& split, const State& state, const KeyRows& rows, in
       f32x8 k[4];
       for (int i = 0; i < 4; ++i) k[i] = load_chunk(rows.k[key[i]], rows.chunk[key[i]], c, width);
       for (int h = 0; h < kHeads; ++h) {
-        const f32x8 q = load(state.q + (head + h) * state.width + 8 * c);
+        const f32x8 q = load(chunk_of(state, state.q, head + h, c));
         for (int i = 0; i < 4; ++i) sum[h][i] += q * k[i];
       }
     };
     for (int c = 0; c < whole; ++c) add(c, 8);
     if (whole < split.kv.chunks) add(whole, chunk_width(split.kv, whole));
     for (int h = 0; h < kHeads; ++h) {
-      store(state.scores + (head + h) * kBlockKeys + t, join(sum[h][0], sum[h][1], sum[h][2], sum[h][3]) * split.scale);
+      store(scores_of(state, head + h) + t, join(sum[h][0], sum[h][1], sum[h][2], sum[h][3]) * split.scale);
     }
   }
 }
 
 // Scores of one head become weights.
 void weigh(const State& state, int keys, int h) {
-  float* scores = state.scores + std::int64_t{h} * kBlockKeys;
+  float* scores = scores_of(state, h);
   for (int t = keys; t % 8 != 0; ++t) scores[t] = -__builtin_inff();
   f32x8 most = splat(state.largest[h]);
   for (int t = 0; t < keys; t += 8) most = larger(load(scores + t), most);
@@ -78,19 +87,19 @@ VESPER_INLINE void gather(const State& state, const KeyRows& rows, int keys, int
   f32x8 sum[kHeads][kChunks];
   for (int h = 0; h < kHeads; ++h) {
     for (int i = 0; i < kChunks; ++i) {
-      sum[h][i] = load(state.out + (head + h) * state.width + 8 * (c + i)) * state.rescale[head + h];
+      sum[h][i] = load(chunk_of(state, state.out, head + h, c + i)) * state.rescale[head + h];
     }
   }
   for (int t = 0; t < keys; ++t) {
     f32x8 v[kChunks];
     for (int i = 0; i < kChunks; ++i) v[i] = load_chunk(rows.v[t], rows.chunk[t], c + i, width);
     for (int h = 0; h < kHeads; ++h) {
-      const f32x8 weight = splat(state.scores[(head + h) * kBlockKeys + t]);
+      const f32x8 weight = splat(scores_of(state, head + h)[t]);
       for (int i = 0; i < kChunks; ++i) sum[h][i] += weight * v[i];
     }
   }
   for (int h = 0; h < kHeads; ++h) {
-    for (int i = 0; i < kChunks; ++i) store(state.out + (head + h) * state.width + 8 * (c + i), sum[h][i]);
+    for (int i = 0; i < kChunks; ++i) store(chunk_of(state, state.out, head + h, c + i), sum[h][i]);
   }
 }
 
@@ -112,7 +121,7 @@ std::int64_t decode_scratch(int group, int head_dim) {
 void attend(const DecodeSplit& split) {
   const State state(split);
   const int head_dim = split.kv.head_dim;
-  for (int h = 0; h < split.group; ++h) {
+  for (std::int64_t h = 0; h < split.group; ++h) {
     for (std::int64_t d = 0; d < state.width; ++d) {
       state.q[h * state.width + d] = d < head_dim ? split.q[h * head_dim + d] : 0.0F;
       state.out[h * state.width + d] = 0.0F;

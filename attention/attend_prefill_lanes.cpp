@@ -94,16 +94,17 @@ void load_panels(const KvTiles& kv, int first, int count, const Panels& panels) 
   const f32x8 zero = {};
   for (int c = 0; c < kv.chunks; ++c) {
     const int width = chunk_width(kv, c);
+    const std::int64_t first_channel = std::int64_t{8} * c;
     for (int t = 0; t < kBlockKeys; t += 8) {
       f32x8 keys[8];
       for (int i = 0; i < 8; ++i) {
         const bool there = t + i < count;
         keys[i] = there ? load_chunk(rows.k[t + i], rows.chunk[t + i], c, width) : zero;
-        store(panels.v + (t + i) * panels.width + 8 * c,
+        store(panels.v + (t + i) * panels.width + first_channel,
               there ? load_chunk(rows.v[t + i], rows.chunk[t + i], c, width) : zero);
       }
       transpose(keys);
-      for (int d = 0; d < width; ++d) store(panels.k + (8 * c + d) * kBlockKeys + t, keys[d]);
+      for (int d = 0; d < width; ++d) store(panels.k + (first_channel + d) * kBlockKeys + t, keys[d]);
     }
   }
 }
@@ -161,7 +162,7 @@ VESPER_INLINE void weigh_row(float* scores, int visible, float& largest, float& 
   f32x8 score[kBlockKeys / 8];
   f32x8 most = splat(largest);
   for (int i = 0; i < kBlockKeys / 8; ++i) {
-    score[i] = load(scores + 8 * i);
+    score[i] = load(scores + std::int64_t{8} * i);
     if (visible < kBlockKeys) score[i] = lane < static_cast<float>(visible - 8 * i) ? score[i] : hidden;
     most = larger(score[i], most);
   }
@@ -170,7 +171,7 @@ VESPER_INLINE void weigh_row(float* scores, int visible, float& largest, float& 
   f32x8 weights = {};
   for (int i = 0; i < kBlockKeys / 8; ++i) {
     const f32x8 weight = exponential(score[i] - next);
-    store(scores + 8 * i, weight);
+    store(scores + std::int64_t{8} * i, weight);
     weights += weight;
   }
   largest = next;

@@ -20,7 +20,7 @@ VESPER_INLINE void find_rows(const KvTiles& kv, int first, int count, KeyRows& r
   for (int t = 0; t < count; ++t) {
     rows.k[t] = kv.k[page];
     rows.v[t] = kv.v[page];
-    rows.chunk[t] = kv.chunk + line * kv.chunks;
+    rows.chunk[t] = kv.chunk + std::int64_t{line} * kv.chunks;
     if (++line == kv.page_tokens) {
       line = 0;
       ++page;
