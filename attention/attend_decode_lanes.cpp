@@ -38,13 +38,17 @@ VESPER_INLINE float* scores_of(const State& state, int h) {
   return state.scores + std::int64_t{h} * kBlockKeys;
 }
 
-// Scores of kHeads heads, four keys at a time.
+// Scores of kHeads heads, four keys at a time. The first pass over a block also asks for its values, so that two
+// streams come from memory at once.
 template <int kHeads>
 void score(const DecodeSplit& split, const State& state, const KeyRows& rows, int keys, int head) {
   const int whole = split.kv.head_dim / 8;
   for (int t = 0; t < keys; t += 4) {
     int key[4];  // past the end, the last key again; weigh() hides it
     for (int i = 0; i < 4; ++i) key[i] = t + i < keys ? t + i : keys - 1;
+    if (head == 0) {
+      for (const int i : key) prefetch_row(rows.v[i], rows.chunk[i], split.kv.chunks);
+    }
     f32x8 sum[kHeads][4] = {};
     const auto add = [&](int c, int width) {
       f32x8 k[4];

@@ -34,6 +34,11 @@ VESPER_INLINE f32x8 load_chunk(const float* tile, const std::int32_t* chunk, int
   return width == 8 ? load(from) : load_some(from, width, load);
 }
 
+// Asks for a row before it is read. Two chunks are one cache line of 64 bytes, also where the order is swizzled.
+VESPER_INLINE void prefetch_row(const float* tile, const std::int32_t* chunk, int chunks) {
+  for (int c = 0; c < chunks; c += 2) __builtin_prefetch(tile + chunk[c]);
+}
+
 // Channels in chunk c.
 VESPER_INLINE int chunk_width(const KvTiles& kv, int c) {
   const int left = kv.head_dim - 8 * c;
