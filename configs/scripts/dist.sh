@@ -8,7 +8,7 @@ version=$(sed -n 's/^CMAKE_PROJECT_VERSION:STATIC=//p' build-release/CMakeCache.
 name=vesper-$version-linux-x86_64
 bundle=dist/$name
 rm -rf "$bundle" "$bundle.tar.gz"
-mkdir -p "$bundle"/{bin,lib,configs,tests,licenses}
+mkdir -p "$bundle"/{bin,lib/fallback,configs,tests,licenses}
 
 cp build-release/bin/vesper "$bundle/bin/"
 cp build-release/tests/*_test tests/run.sh tests/count.awk "$bundle/tests/"
@@ -19,25 +19,32 @@ done
 programs=("$bundle"/bin/vesper "$bundle"/tests/*_test)
 
 # The target's own: the C library and what belongs to it, the driver, CUDA.
-left_out='^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|util)|libcuda|libnvidia-.*|libcudart|libcublas|libcublasLt|libnccl)\.so'
+target_libraries='^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|util)|libcuda|libnvidia-.*|libcudart|libcublas|libcublasLt|libnccl)\.so'
 ldd "${programs[@]}" | awk '$2 == "=>" { print $1, $3 }' | sort -u | while read -r soname path; do
-  [[ ! $soname =~ $left_out ]] || continue
+  [[ ! $soname =~ $target_libraries ]] || continue
   if [[ $path != /* ]]; then
     echo "dist: $soname is needed and was not found" >&2
     exit 1
   fi
-  cp -L "$path" "$bundle/lib/$soname"
+  # The C++ runtime is the last resort: one that the target has fits the target's C library, ours may be too new for it.
+  folder=lib
+  [[ ! $soname =~ ^lib(stdc\+\+|gcc_s)\.so ]] || folder=lib/fallback
+  cp -L "$path" "$bundle/$folder/$soname"
   package=$(dpkg-query -S "$(realpath "$path")" 2>/dev/null | head -n 1 | cut -d: -f1 || true)
   if [[ -n $package && -e /usr/share/doc/$package/copyright ]]; then
     cp -L "/usr/share/doc/$package/copyright" "$bundle/licenses/$package"
   fi
 done
 
+system=/lib/x86_64-linux-gnu:/usr/lib/x86_64-linux-gnu:/lib64:/usr/lib64
 cuda=/usr/local/cuda/lib64:/usr/local/cuda/lib:/usr/local/cuda-13/lib64:/usr/local/cuda-13.0/lib64
-strip "${programs[@]}" "$bundle"/lib/*
-for program in "${programs[@]}"; do patchelf --set-rpath "\$ORIGIN/../lib:$cuda" "$program"; done
-for library in "$bundle"/lib/*; do patchelf --set-rpath "\$ORIGIN" "$library"; done
+libraries=("$bundle"/lib/*.so*)
+strip "${programs[@]}" "${libraries[@]}"
+for file in "${programs[@]}" "${libraries[@]}"; do
+  lib=\$ORIGIN/../lib  # from bin/, tests/ and lib/ alike
+  patchelf --set-rpath "$lib:$cuda:$system:$lib/fallback" "$file"
+done
 
 tar -C dist --sort=name --owner=0 --group=0 --numeric-owner -czf "$bundle.tar.gz" "$name"
-glibc=$(objdump -T "${programs[@]}" "$bundle"/lib/* | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
+glibc=$(objdump -T "${programs[@]}" "${libraries[@]}" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
 echo "dist: $bundle.tar.gz, $(du -m "$bundle.tar.gz" | cut -f1) MB, needs ${glibc/_/ } or newer"
