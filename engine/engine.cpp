@@ -20,8 +20,7 @@ bool is_synthetic(const std::string& model) {
 }
 
 WeightsPlan plan_weights_of(const std::string& model, const ModelConfig& config, DeviceKind device) {
-  if (!is_synthetic(model)) return plan_weights(model, config, device);
-  return plan_synthetic_weights(config, device);
+  return is_synthetic(model) ? plan_synthetic_weights(config, device) : plan_weights(model, config, device);
 }
 
 // Draw arrays for one step, laid out one after the other.
@@ -46,6 +45,14 @@ std::int64_t sampling_bytes(int rows) {
 ModelConfig model_config_of(const std::string& model) {
   if (is_synthetic(model)) return synthetic_model_config(model.substr(kSynthetic.size()));
   return load_model_config(model);
+}
+
+void check_token_ids(const ModelConfig& config, std::span<const std::int32_t> ids, const std::string& doing) {
+  for (const std::int32_t id : ids) {
+    if (id >= 0 && id < config.vocab) continue;
+    refuse({doing, "the id " + std::to_string(id), "ids from 0 to " + std::to_string(config.vocab - 1),
+            "check that the tokenizer belongs to the model"});
+  }
 }
 
 MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options) {
@@ -107,11 +114,7 @@ void Engine::run_step(Phase phase, std::span<const StepEntry> entries) {
   for (const StepEntry& entry : entries) {
     assert(cache_->pages_for(entry.sequence->length + static_cast<int>(entry.ids.size())) <=
            static_cast<int>(entry.sequence->pages.size()));
-    for (const std::int32_t id : entry.ids) {
-      if (id >= 0 && id < config_.vocab) continue;
-      refuse({"feeding token ids", "the id " + std::to_string(id), "ids from 0 to " + std::to_string(config_.vocab - 1),
-              "check that the tokenizer belongs to the model"});
-    }
+    check_token_ids(config_, entry.ids, "feeding token ids");
   }
   stream_.synchronize();  // the arrays of the step before may still be on their way
   decoder_->forward(stream_.exec(), inputs_->prepare(stream_.exec(), phase, entries));
@@ -167,6 +170,11 @@ std::span<const std::int32_t> Engine::sample(std::span<const SamplingParams> par
                  TensorView<const std::int32_t, 1>(device.steps, rows), TensorView<std::int32_t, 1>(device.ids, rows));
   if (exec.on_cuda()) copy_bytes(exec, host.ids, device.ids, rows * 4);
   stream_.synchronize();
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (host.ids[row] >= 0) continue;  // CUDA's answer to a row without a number
+    fail({"sampling a token for row " + std::to_string(row) + " of the batch", "no logit that is a number above -inf",
+          "at least one", "check the weights for NaN and infinities"});
+  }
   return {host.ids, static_cast<std::size_t>(rows)};
 }
 

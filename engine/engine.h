@@ -27,6 +27,9 @@ struct EngineOptions {
 // The shape behind `--model`: a folder, or synthetic:NAME.
 ModelConfig model_config_of(const std::string& model);
 
+// Refuses an id outside the vocabulary. `doing` says where the ids came from.
+void check_token_ids(const ModelConfig& config, std::span<const std::int32_t> ids, const std::string& doing);
+
 // The plan that an engine with these options would obey; reads headers, allocates nothing on the device.
 MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options);
 
@@ -52,7 +55,7 @@ class Engine {
   void truncate(CachedSequence& sequence, int length) { cache_->truncate(sequence, length); }
 
   // One prefill step: `ids` (at most prefill_chunk of them) follow what the sequence holds. Ids must lie in the
-  // vocabulary and pages must be reserved.
+  // vocabulary (an input error otherwise) and pages must be reserved.
   void prefill(CachedSequence& sequence, std::span<const std::int32_t> ids);
   // One decode step: one new token for each sequence, through every layer's own attention.
   void decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids);

@@ -32,30 +32,6 @@ struct Running {
   GenerateResult result;
 };
 
-void check_fits(const Engine& engine, std::span<const GenerateRequest> requests) {
-  const int max_context = engine.memory().limits.max_context;
-  int pages = 0;
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    const auto prompt = static_cast<int>(requests[i].prompt.size());
-    const int tokens = prompt + requests[i].max_tokens;
-    const std::string which = requests.size() == 1 ? "the prompt" : fmt::format("prompt {}", i + 1);
-    if (tokens > max_context) {
-      const bool cut = engine.memory().context_was_cut;
-      refuse({"admitting " + which,
-              fmt::format("{} prompt tokens and --max-tokens {}: {} in all", prompt, requests[i].max_tokens, tokens),
-              fmt::format("at most {} ({})", max_context, cut ? "what fits in 90 % of free memory" : "--max-context"),
-              cut ? "shorten the prompt, lower --max-tokens or the number of prompts, or free memory"
-                  : "shorten the prompt, lower --max-tokens or raise --max-context"});
-    }
-    pages += engine.pages_for(tokens);
-  }
-  if (pages > engine.free_pages()) {
-    refuse({fmt::format("admitting {} prompts", requests.size()), fmt::format("a need of {} KV pages", pages),
-            fmt::format("at most {} free", engine.free_pages()),
-            "send fewer prompts at once, lower --max-tokens or raise --max-context"});
-  }
-}
-
 class Generation {
  public:
   Generation(Engine& engine, const Tokenizer* tokenizer, std::span<const GenerateRequest> requests,
@@ -69,7 +45,7 @@ class Generation {
       running.result.prompt_tokens = static_cast<int>(requests[i].prompt.size());
       if (tokenizer != nullptr) running.decoder = std::make_unique<StreamingDecoder>(*tokenizer, true);
       const bool reserved = engine_.reserve(running.sequence, running.result.prompt_tokens + requests[i].max_tokens);
-      if (!reserved) fail({"reserving KV pages", "too few", "what check_fits counted", ""});
+      if (!reserved) fail({"reserving KV pages", "too few", "what check_requests counted", ""});
       running_.push_back(std::move(running));
     }
   }
@@ -225,9 +201,35 @@ std::string_view finish_reason_name(FinishReason reason) {
   return "unknown";
 }
 
+void check_requests(const ModelConfig& config, const MemoryPlan& plan, std::span<const GenerateRequest> requests) {
+  const int max_context = plan.limits.max_context;
+  const int page_tokens = plan.limits.page_tokens;
+  std::int64_t pages = 0;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const std::string which = requests.size() == 1 ? "the prompt" : fmt::format("prompt {}", i + 1);
+    check_token_ids(config, requests[i].prompt, "reading " + which);
+    const auto prompt = static_cast<std::int64_t>(requests[i].prompt.size());
+    const std::int64_t tokens = prompt + requests[i].max_tokens;
+    if (tokens > max_context) {
+      const bool cut = plan.context_was_cut;
+      refuse({"admitting " + which,
+              fmt::format("{} prompt tokens and --max-tokens {}: {} in all", prompt, requests[i].max_tokens, tokens),
+              fmt::format("at most {} ({})", max_context, cut ? "what fits in 90 % of free memory" : "--max-context"),
+              cut ? "shorten the prompt, lower --max-tokens or the number of prompts, or free memory"
+                  : "shorten the prompt, lower --max-tokens or raise --max-context"});
+    }
+    pages += (tokens + page_tokens - 1) / page_tokens;
+  }
+  if (pages > plan.kv_pages) {
+    refuse({fmt::format("admitting {} prompts", requests.size()), fmt::format("a need of {} KV pages", pages),
+            fmt::format("at most {}", plan.kv_pages),
+            "send fewer prompts at once, lower --max-tokens or raise --max-context"});
+  }
+}
+
 std::vector<GenerateResult> generate(Engine& engine, const Tokenizer* tokenizer,
                                      std::span<const GenerateRequest> requests, const GenerateHooks& hooks) {
-  check_fits(engine, requests);
+  check_requests(engine.config(), engine.memory(), requests);
   return Generation(engine, tokenizer, requests, hooks).run();
 }
 

@@ -45,10 +45,14 @@ struct GenerateHooks {
   std::function<bool()> interrupted;  // asked after every step; true ends the run cleanly
 };
 
+// Refuses what cannot run: a prompt longer than the context, a batch larger than the cache (both with both numbers), an
+// id outside the vocabulary. Needs no weights, so a caller can ask before it loads any.
+void check_requests(const ModelConfig& config, const MemoryPlan& plan, std::span<const GenerateRequest> requests);
+
 // Runs all requests as one batch: prompts are prefilled one after the other, in chunks; then all sequences decode
 // together, and each gives its pages back when it ends. Pages for prompt and answer are reserved before the first step.
-// Throws an input error that names both numbers where a prompt is longer than the context, or the batch larger than the
-// cache. `tokenizer` may be null: then texts stay empty and stop strings are not looked for.
+// Throws what check_requests throws. `tokenizer` may be null: then texts stay empty and stop strings are not looked
+// for.
 std::vector<GenerateResult> generate(Engine& engine, const Tokenizer* tokenizer,
                                      std::span<const GenerateRequest> requests, const GenerateHooks& hooks);
 

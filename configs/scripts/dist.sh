@@ -4,14 +4,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-version=$(sed -n 's/^CMAKE_PROJECT_VERSION:STATIC=//p' build-release/CMakeCache.txt)
+build=${1:-build-release}
+version=$(sed -n "s/^CMAKE_PROJECT_VERSION:STATIC=//p" "$build/CMakeCache.txt")
 name=vesper-$version-linux-x86_64
 bundle=dist/$name
 rm -rf "$bundle" "$bundle.tar.gz"
 mkdir -p "$bundle"/{bin,lib/fallback,configs,tests,licenses}
 
-cp build-release/bin/vesper "$bundle/bin/"
-cp build-release/tests/*_test tests/run.sh tests/count.awk "$bundle/tests/"
+cp "$build/bin/vesper" "$bundle/bin/"
+cp "$build"/tests/*_test tests/run.sh tests/gpu.sh tests/count.awk "$bundle/tests/"
 cp LICENSE README.md "$bundle/"
 for folder in configs/demo configs/models configs/attention tests/golden; do
   [[ ! -d $folder ]] || cp -RL "$folder" "$bundle/$folder"

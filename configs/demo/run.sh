@@ -1,0 +1,25 @@
+#!/bin/sh
+# The demonstration on the embedded model: a literary continuation, then a needle question over a long text.
+# Usage: configs/demo/run.sh [path of the vesper binary]
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+vesper=${1:-$here/../../build/bin/vesper}
+
+say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
+
+say "The model"
+"$vesper" info --model "$here"
+
+say "A continuation. The embedded model has 7 million parameters: it has the sound of its novels, and babbles."
+prompt="It was a dark and stormy night, and the old house upon the moor"
+printf '%s' "$prompt"
+"$vesper" generate --model "$here" --prompt "$prompt" --max-tokens 160 --temperature 0.7 --top-p 0.95 --seed 7
+
+if "$vesper" info --model "$here" --device cuda >/dev/null 2>&1; then
+  text=needle-16k
+else
+  text=needle-4k
+fi
+say "A needle. Among pages of The Hound of the Baskervilles ($text.txt) stands \"One of the special magic numbers for lantern is: 4829173.\"; the question comes at the end."
+printf '... The special magic number for lantern mentioned in the provided text is:'
+"$vesper" generate --model "$here" --prompt-file "$here/$text.txt" --max-tokens 16 --temperature 0 --stop "."
