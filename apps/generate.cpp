@@ -1,0 +1,271 @@
+// vesper generate: stream text for one or many prompts.
+#include "engine/generate.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "apps/options.h"
+#include "apps/progress.h"
+#include "apps/prompts.h"
+#include "engine/core/error.h"
+
+namespace vesper {
+namespace {
+
+struct GenerateOptions {
+  ModelOptions model;
+  PromptSources sources;
+  std::string ids;     // a prompt of token ids
+  int random_ids = 0;  // a prompt of this many random ids
+  int max_tokens = 128;
+  int decode_last = 0;
+  SamplingParams sampling;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+  bool json = false;
+};
+
+// Set by Ctrl-C; a second one ends the program at once.
+volatile std::sig_atomic_t interrupt_count = 0;
+
+void on_interrupt(int /*signal*/) {
+  interrupt_count = interrupt_count + 1;
+  (void)std::signal(SIGINT, SIG_DFL);
+}
+
+double mean(const std::vector<double>& values) {
+  return values.empty() ? 0.0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// The smallest value that at least `share` of all values do not exceed.
+double quantile(std::vector<double> values, double share) {
+  if (values.empty()) return 0.0;
+  std::sort(values.begin(), values.end());
+  const auto rank = static_cast<std::size_t>(std::ceil(share * static_cast<double>(values.size())));
+  return values[std::min(values.size() - 1, rank == 0 ? 0 : rank - 1)];
+}
+
+// The figures of a run. TPOT is (time of the last token - TTFT) / (tokens - 1), end to end.
+struct Timings {
+  double ttft_ms;
+  double prefill_tokens_per_s;
+  double tpot_mean_ms;
+  double tpot_p50_ms;
+  double tpot_p99_ms;
+  double bytes_per_token;
+  double gbytes_per_s;
+};
+
+Timings timings_of(const GenerateResult& result) {
+  const double tpot = mean(result.token_seconds);
+  return Timings{
+      .ttft_ms = result.ttft_seconds * 1e3,
+      .prefill_tokens_per_s = result.prefill_seconds > 0 ? result.prefill_tokens / result.prefill_seconds : 0.0,
+      .tpot_mean_ms = tpot * 1e3,
+      .tpot_p50_ms = quantile(result.token_seconds, 0.5) * 1e3,
+      .tpot_p99_ms = quantile(result.token_seconds, 0.99) * 1e3,
+      .bytes_per_token = result.bytes_per_token,
+      .gbytes_per_s = tpot > 0 ? result.bytes_per_token / tpot / 1e9 : 0.0};
+}
+
+nlohmann::json to_json(const GenerateResult& result, std::int64_t peak_memory_bytes) {
+  const Timings timings = timings_of(result);
+  return {{"text", result.text},
+          {"ids", result.ids},
+          {"prompt_tokens", result.prompt_tokens},
+          {"finish_reason", finish_reason_name(result.finish)},
+          {"timings",
+           {{"ttft_ms", timings.ttft_ms},
+            {"prefill_tokens_per_s", timings.prefill_tokens_per_s},
+            {"tokens", result.ids.size()},
+            {"tpot_mean_ms", timings.tpot_mean_ms},
+            {"tpot_p50_ms", timings.tpot_p50_ms},
+            {"tpot_p99_ms", timings.tpot_p99_ms},
+            {"bytes_per_token", timings.bytes_per_token},
+            {"gbytes_per_s", timings.gbytes_per_s}}},
+          {"peak_memory_bytes", peak_memory_bytes}};
+}
+
+void print_statistics(const GenerateResult& result, std::int64_t peak_memory_bytes) {
+  const Timings timings = timings_of(result);
+  fmt::print(stderr, "prompt {} tokens | TTFT {:.1f} ms", result.prompt_tokens, timings.ttft_ms);
+  if (result.prefill_seconds > 0) fmt::print(stderr, " | prefill {:.0f} tokens/s", timings.prefill_tokens_per_s);
+  fmt::print(stderr, "\n{} tokens ({})", result.ids.size(), finish_reason_name(result.finish));
+  if (!result.token_seconds.empty()) {
+    fmt::print(stderr, " | TPOT {:.2f} ms (p50 {:.2f}, p99 {:.2f}) | {} read a token, {:.1f} GB/s",
+               timings.tpot_mean_ms, timings.tpot_p50_ms, timings.tpot_p99_ms,
+               format_bytes(static_cast<std::int64_t>(timings.bytes_per_token)), timings.gbytes_per_s);
+  }
+  fmt::print(stderr, " | peak memory {}\n", format_bytes(peak_memory_bytes));
+}
+
+// The prompts as token ids: text through the tokenizer, BOS first; ids as they are.
+std::vector<std::vector<std::int32_t>> encode_prompts(const GenerateOptions& options, const ModelConfig& config,
+                                                      const Tokenizer* tokenizer) {
+  if (options.random_ids > 0) return {random_ids(options.random_ids, options.model.seed, config.vocab)};
+  if (!options.ids.empty()) return {parse_ids(options.ids, "--ids")};
+  std::vector<std::vector<std::int32_t>> prompts;
+  for (const std::string& text : read_prompts(options.sources)) {
+    std::vector<std::int32_t> ids = tokenizer->encode(text);
+    if (config.bos_id >= 0) ids.insert(ids.begin(), config.bos_id);
+    if (ids.empty()) {
+      refuse({"encoding the prompt", "nothing, and the model has no BOS token to start from", "some text", ""});
+    }
+    prompts.push_back(std::move(ids));
+  }
+  return prompts;
+}
+
+std::vector<GenerateRequest> make_requests(const GenerateOptions& options,
+                                           std::vector<std::vector<std::int32_t>> prompts) {
+  std::vector<GenerateRequest> requests;
+  for (std::vector<std::int32_t>& prompt : prompts) {
+    GenerateRequest request;
+    request.prompt = std::move(prompt);
+    request.max_tokens = options.max_tokens;
+    request.sampling = options.sampling;
+    request.sampling.seed = static_cast<std::uint32_t>(options.model.seed);
+    request.sampling.request = static_cast<std::uint32_t>(requests.size());
+    request.stop = options.stop;
+    request.ignore_eos = options.ignore_eos;
+    request.decode_last = options.decode_last;
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+// Tells the three ways of printing apart: one prompt streams text, several print a JSON line each as they finish,
+// --json prints one document at the end.
+GenerateHooks make_hooks(const GenerateOptions& options, const Engine& engine, std::size_t prompts,
+                         ProgressLine& progress) {
+  GenerateHooks hooks;
+  hooks.interrupted = [] { return interrupt_count > 0; };
+  hooks.on_prefill = [&progress](int /*request*/, int done, int total) {
+    progress.update(done, total);
+    if (done == total) progress.finish();
+  };
+  if (options.json) return hooks;
+  if (prompts == 1) {
+    hooks.on_text = [](int /*request*/, std::string_view text) {
+      fmt::print("{}", text);
+      std::fflush(stdout);
+    };
+  } else {
+    hooks.on_finish = [&engine](int request, const GenerateResult& result) {
+      nlohmann::json line = to_json(result, engine.peak_memory_bytes());
+      line["prompt"] = request;
+      fmt::print("{}\n", line.dump());
+      std::fflush(stdout);
+    };
+  }
+  return hooks;
+}
+
+int run_generate(const CLI::App& app, GenerateOptions options) {
+  options.sources.has_prompt = app.count("--prompt") > 0;
+  const bool from_ids = !options.ids.empty() || options.random_ids > 0;
+  // What needs no weights is checked before they are loaded.
+  const ModelConfig config = model_config_of(options.model.model);
+  const std::unique_ptr<Tokenizer> tokenizer = from_ids ? nullptr : load_tokenizer(options.model.model);
+  const std::vector<GenerateRequest> requests =
+      make_requests(options, encode_prompts(options, config, tokenizer.get()));
+
+  const EngineOptions engine_settings = engine_options(options.model, static_cast<int>(requests.size()));
+  check_requests(config, plan_engine_memory(options.model.model, config, engine_settings), requests);
+
+  ProgressLine loading("loading weights", ProgressUnit::kBytes);
+  Engine engine(options.model.model, engine_settings,
+                [&](std::int64_t done, std::int64_t total) { loading.update(done, total); });
+  loading.finish();
+
+  (void)std::signal(SIGINT, on_interrupt);
+  ProgressLine prefilling("prefill", ProgressUnit::kTokens);
+  const std::vector<GenerateResult> results =
+      generate(engine, tokenizer.get(), requests, make_hooks(options, engine, requests.size(), prefilling));
+  prefilling.finish();
+
+  const std::int64_t peak = engine.peak_memory_bytes();
+  if (options.json) {
+    nlohmann::json all = nlohmann::json::array();
+    for (const GenerateResult& result : results) all.push_back(to_json(result, peak));
+    fmt::print("{}\n", (results.size() == 1 ? all[0] : all).dump(2));
+    return 0;
+  }
+  if (results.size() == 1) {
+    if (from_ids) fmt::print("{}", fmt::join(results[0].ids, " "));
+    fmt::print("\n");
+    std::fflush(stdout);
+    print_statistics(results[0], peak);
+  }
+  return 0;
+}
+
+}  // namespace
+
+Command make_generate(CLI::App& root) {
+  CLI::App* app =
+      root.add_subcommand("generate", "Stream text that continues a prompt; several prompts print a JSON line each");
+  auto options = std::make_shared<GenerateOptions>();
+  add_engine_flags(*app, options->model);
+  auto* prompt = app->add_option("--prompt", options->sources.prompt,
+                                 "The prompt; an empty one starts from BOS. Without any prompt, stdin is read")
+                     ->type_name("TEXT");
+  auto* file = app->add_option("--prompt-file", options->sources.prompt_file, "A file that holds one prompt")
+                   ->type_name("FILE")
+                   ->excludes(prompt);
+  auto* lines = app->add_option("--prompts-jsonl", options->sources.prompts_jsonl,
+                                "A file of one prompt a line, each a JSON string or {\"prompt\": \"...\"}; they run as "
+                                "one batch")
+                    ->type_name("FILE")
+                    ->excludes(prompt)
+                    ->excludes(file);
+  auto* ids = app->add_option("--ids", options->ids,
+                              "A prompt of token ids, separated by spaces; ids are printed too, no tokenizer is needed")
+                  ->type_name("IDS")
+                  ->excludes(prompt)
+                  ->excludes(file)
+                  ->excludes(lines);
+  app->add_option("--random-ids", options->random_ids,
+                  "A prompt of N token ids drawn from --seed, for synthetic models; ids are printed too")
+      ->check(CLI::Range(1, 1 << 24))
+      ->type_name("N")
+      ->excludes(prompt)
+      ->excludes(file)
+      ->excludes(lines)
+      ->excludes(ids);
+  app->add_option("--max-tokens", options->max_tokens, "Tokens to generate at most")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str()
+      ->type_name("N");
+  app->add_option("--temperature", options->sampling.temperature, "0 is greedy: always the likeliest token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str()
+      ->type_name("T");
+  app->add_option("--top-k", options->sampling.top_k, "Draw among the k likeliest tokens; 0 is all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->type_name("K");
+  app->add_option("--top-p", options->sampling.top_p,
+                  "Draw among the likeliest tokens that together reach this probability")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str()
+      ->type_name("P");
+  app->add_option("--stop", options->stop, "End before this text; may be given several times")->type_name("TEXT");
+  app->add_flag("--ignore-eos", options->ignore_eos, "Go on after an end-of-sequence token");
+  app->add_option("--decode-last", options->decode_last,
+                  "Feed the prompt's last N tokens through decode, one by one, so that they meet sparse attention")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  app->add_flag("--json", options->json, "Print one JSON document (an array for several prompts) instead of text");
+  return Command{app, [app, options] { return run_generate(*app, *options); }};
+}
+
+}  // namespace vesper

@@ -1,0 +1,53 @@
+// Flags that several commands share, and how they become what the engine wants.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace vesper {
+
+// One subcommand: its flags are declared on `app`; `run` returns the exit code.
+struct Command {
+  CLI::App* app = nullptr;
+  std::function<int()> run;
+};
+
+// The table of commands is in main.cpp; each is defined in the file of its name.
+Command make_generate(CLI::App& root);
+Command make_tokenize(CLI::App& root);
+Command make_logits(CLI::App& root);
+Command make_attend(CLI::App& root);
+Command make_info(CLI::App& root);
+
+// --model, --device, --attention, --max-context, --prefill-chunk, --page-tokens, --seed.
+struct ModelOptions {
+  std::string model;
+  std::string device = "auto";
+  std::string attention = "dense";
+  int max_context = 0;
+  int prefill_chunk = 2048;
+  int page_tokens = 16;
+  std::uint32_t seed = 0;
+};
+void add_model_flag(CLI::App& app, std::string& model);
+void add_device_flags(CLI::App& app, ModelOptions& options);
+void add_engine_flags(CLI::App& app, ModelOptions& options);
+
+// --device auto: the GPU where one can be used, else the CPU with one line that says why. An input error for "cuda"
+// without a usable GPU.
+DeviceKind choose_device(const std::string& name);
+
+EngineOptions engine_options(const ModelOptions& options, int max_seqs);
+
+// "1 2 3" -> numbers; an input error names what is no token id. `flag` is where the text came from.
+std::vector<std::int32_t> parse_ids(const std::string& text, const std::string& flag);
+
+// Refuses an output path that cannot be written, before any work is done.
+void check_output_path(const std::string& path);
+
+}  // namespace vesper

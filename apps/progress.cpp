@@ -1,0 +1,48 @@
+#include "apps/progress.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <utility>
+
+#include "engine/memory_plan.h"
+
+namespace vesper {
+namespace {
+
+constexpr std::chrono::milliseconds kRedraw(100);
+
+}  // namespace
+
+ProgressLine::ProgressLine(std::string title, ProgressUnit unit)
+    : title_(std::move(title)), unit_(unit), terminal_(isatty(STDERR_FILENO) != 0) {}
+
+ProgressLine::~ProgressLine() {
+  finish();
+}
+
+void ProgressLine::update(std::int64_t done, std::int64_t total) {
+  const Clock::time_point now = Clock::now();
+  if (!terminal_ || total <= 0 || (done < total && now - last_draw_ < kRedraw)) return;
+  last_draw_ = now;
+  drawn_ = true;
+  const double seconds = std::chrono::duration<double>(now - start_).count();
+  const double rate = seconds > 0.0 ? static_cast<double>(done) / seconds : 0.0;
+  const auto percent = static_cast<int>(100 * done / total);
+  const std::string amount = unit_ == ProgressUnit::kBytes
+                                 ? fmt::format("{} of {}, {}/s", format_bytes(done), format_bytes(total),
+                                               format_bytes(static_cast<std::int64_t>(rate)))
+                                 : fmt::format("{} of {} tokens, {:.0f} tokens/s", done, total, rate);
+  fmt::print(stderr, "\r\x1b[K{} {:3} % ({})", title_, percent, amount);
+  std::fflush(stderr);
+}
+
+void ProgressLine::finish() {
+  if (!drawn_) return;
+  fmt::print(stderr, "\r\x1b[K");
+  std::fflush(stderr);
+  drawn_ = false;
+}
+
+}  // namespace vesper
