@@ -21,8 +21,9 @@ namespace {
 // addition. Source: Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer
 // Science 7:e330.
 constexpr double kTensorAdd = 2 * kRoundF32;
-constexpr double kExp2Approx = 0x1p-22;   // PTX ISA, ex2.approx: relative error
-constexpr double kKeysPerRescale = 16.0;  // at least; a rescaling is a weight and a product
+constexpr double kExp2Approx = 0x1p-22;    // PTX ISA, ex2.approx: relative error
+constexpr double kLeastWeight = 0x1p-125;  // below, either device's exponential may answer 0
+constexpr double kKeysPerRescale = 16.0;   // at least; a rescaling is a weight and a product
 
 // The error that a CUDA and a CPU result together may have, for one query head.
 struct Bound {
@@ -189,7 +190,7 @@ struct World {
       const Bound& bound = bounds[i / static_cast<std::size_t>(shape.head_dim)];
       const std::size_t d = i % static_cast<std::size_t>(shape.head_dim);
       const double before_rounding =
-          (bound.relative + kRound<T>)*bound.spread[d] + kRoundSubnormal<T> * bound.magnitude[d];
+          bound.spread[d] * (bound.relative + kRound<T>)+bound.magnitude[d] * (kRoundSubnormal<T> + kLeastWeight);
       allowed[i] = before_rounding + kRound<T> * (std::abs(truth[i]) + before_rounding) + kRoundSubnormal<T>;
     }
     expect_within(out, truth, allowed, what + ", out");
