@@ -10,4 +10,8 @@ void sample(const Exec& exec, TensorView<const float, 2> logits, TensorView<cons
   cpu::sample(logits, params, step, ids);
 }
 
+Cost sample_cost(std::int64_t seqs, std::int64_t vocab) {
+  return {.bytes = seqs * (vocab * dtype_bytes(DType::kF32) + dtype_bytes(DType::kI32)), .flops = seqs * vocab};
+}
+
 }  // namespace vesper

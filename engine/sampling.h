@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "engine/core/cost.h"
 #include "engine/core/exec.h"
 #include "engine/core/tensor.h"
 
@@ -22,8 +23,13 @@ struct SamplingParams {
 // (seed, 0). So the draw depends on no order of summation and is the same on CPU and CUDA wherever logits agree. Source
 // of the trick: Gumbel 1954; Maddison et al., "A* Sampling", NeurIPS 2014.
 //   logits [seqs, vocab] f32;  params, step [seqs] on the same device, step = tokens generated so far;  ids [seqs]
+// A row that holds nothing but NaN and -inf has no token: a run error on the CPU, id -1 on CUDA, where nothing is read
+// back here. CUDA takes up to 524288 logits a row.
 void sample(const Exec& exec, TensorView<const float, 2> logits, TensorView<const SamplingParams, 1> params,
             TensorView<const std::int32_t, 1> step, TensorView<std::int32_t, 1> ids);
+
+// Greedy sampling: the logits read once, one comparison each.
+Cost sample_cost(std::int64_t seqs, std::int64_t vocab);
 
 namespace cpu {
 void sample(TensorView<const float, 2> logits, TensorView<const SamplingParams, 1> params,

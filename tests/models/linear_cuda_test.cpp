@@ -1,0 +1,192 @@
+// Products on CUDA: integers to the bit, reals against the CPU under a derived bound, through both paths.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "models/linear.h"
+#include "tests/compare.h"
+#include "tests/device_tensor.h"
+#include "tests/gpu.h"
+#include "tests/paged.h"
+
+namespace vesper {
+namespace {
+
+struct Case {
+  DType dtype;
+  DType out_dtype;
+  std::int64_t tokens;
+  std::int64_t columns;
+  std::int64_t rows;
+  std::int64_t offset;  // of every tensor, in elements
+
+  [[nodiscard]] std::string text() const {
+    return std::string(dtype_name(dtype)) + " to " + std::string(dtype_name(out_dtype)) + ", " +
+           std::to_string(tokens) + " tokens, " + std::to_string(columns) + " columns, " + std::to_string(rows) +
+           " rows, offset " + std::to_string(offset);
+  }
+};
+
+// x [tokens, columns] and W [rows, columns], exact in the case's type.
+struct Factors {
+  std::vector<float> x;
+  std::vector<float> weight;
+};
+
+std::vector<float> on_cuda(const Stream& stream, const LinearContext& context, const Case& c, const Factors& factors) {
+  const Exec exec = stream.exec();
+  DeviceTensor x(exec, c.offset, c.dtype, c.tokens, c.columns);
+  DeviceTensor weight(exec, c.offset, c.dtype, c.rows, c.columns);
+  DeviceTensor out(exec, c.offset, c.out_dtype, c.tokens, c.rows);
+  x.write(factors.x);
+  weight.write(factors.weight);
+  linear(exec, context, x.ref(), LinearWeight{.blocks = {weight.ref()}, .count = 1}, out.ref());
+  return out.read(c.text());
+}
+
+std::vector<float> on_cpu(const Case& c, Factors factors) {
+  std::vector<float> out(static_cast<std::size_t>(c.tokens * c.rows));
+  const LinearWeight weight{.blocks = {tensor_ref(factors.weight.data(), DType::kF32, c.rows, c.columns)}, .count = 1};
+  cpu::linear(TensorView<const float, 2>(factors.x.data(), c.tokens, c.columns), weight,
+              TensorView<float, 2>(out.data(), c.tokens, c.rows));
+  return out;
+}
+
+std::vector<float> small_integers(std::mt19937& random, std::size_t count) {
+  std::uniform_int_distribution<int> uniform(-4, 4);
+  std::vector<float> values(count);
+  for (float& value : values) value = static_cast<float>(uniform(random));
+  return values;
+}
+
+// All tokens from 1 to past the GEMV's limit on a few shapes, and random shapes; each in both types and both outputs.
+std::vector<Case> cases() {
+  struct Shape {
+    std::int64_t tokens, columns, rows;
+  };
+  std::vector<Shape> shapes = {{1, 1, 1},       {2, 3, 2},     {1, 8, 15},    {3, 31, 16},    {8, 32, 17},
+                               {5, 40, 33},     {1, 255, 100}, {4, 256, 703}, {7, 257, 64},   {8, 1023, 48},
+                               {1, 4096, 96},   {2, 4104, 40}, {6, 1000, 7},  {1, 264, 7000}, {8, 64, 7001},
+                               {1, 14336, 64},  {9, 64, 64},   {9, 96, 100},  {17, 256, 704}, {33, 8, 8},
+                               {40, 4096, 136}, {16, 72, 40},  {12, 703, 65}, {130, 257, 33}, {600, 128, 96}};
+  for (std::int64_t tokens = 1; tokens <= 12; ++tokens) shapes.push_back({tokens, 192, 80});
+  std::mt19937 random(5);
+  const auto any = [&](std::int64_t most) { return std::uniform_int_distribution<std::int64_t>(1, most)(random); };
+  for (int i = 0; i < 30; ++i) shapes.push_back({any(40), any(2) == 1 ? any(900) : 8 * any(200), any(600)});
+  std::vector<Case> all;
+  for (const Shape& shape : shapes) {
+    for (const DType dtype : {DType::kBf16, DType::kF16}) {
+      for (const DType out : {dtype, DType::kF32}) {
+        all.push_back({dtype, out, shape.tokens, shape.columns, shape.rows, 0});
+      }
+    }
+  }
+  // Aligned shapes at unaligned addresses.
+  for (const std::int64_t tokens : {1, 8, 20}) all.push_back({DType::kBf16, DType::kF32, tokens, 256, 96, 1});
+  return all;
+}
+
+// Sums of integers below 2^24 are exact in fp32 in any order, so nothing but the output's rounding may differ: a wrong
+// index shows as a wrong bit.
+TEST(LinearCuda, IntegersAreExact) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const LinearContext context(DeviceKind::kCuda);
+  std::mt19937 random(1);
+  for (const Case& c : cases()) {
+    const Factors factors{small_integers(random, static_cast<std::size_t>(c.tokens * c.columns)),
+                          small_integers(random, static_cast<std::size_t>(c.rows * c.columns))};
+    const std::vector<float> expected = rounded(c.out_dtype, on_cpu(c, factors));
+    const std::vector<float> found = on_cuda(stream, context, c, factors);
+    std::size_t wrong = 0;
+    std::size_t first = 0;
+    for (std::size_t i = expected.size(); i-- > 0;) {
+      if (found[i] == expected[i]) continue;
+      ++wrong;
+      first = i;
+    }
+    EXPECT_EQ(wrong, 0U) << c.text() << ": first at token " << static_cast<std::int64_t>(first) / c.rows << ", row "
+                         << static_cast<std::int64_t>(first) % c.rows << ": expected " << expected[first] << ", found "
+                         << found[first];
+  }
+}
+
+TEST(LinearCuda, MatchesTheCpu) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const LinearContext context(DeviceKind::kCuda);
+  std::mt19937 random(2);
+  for (const Case& c : cases()) {
+    Factors factors{rounded(c.dtype, random_floats(random, static_cast<std::size_t>(c.tokens * c.columns))),
+                    rounded(c.dtype, random_floats(random, static_cast<std::size_t>(c.rows * c.columns)))};
+    const std::vector<float> expected = on_cpu(c, factors);
+    const std::vector<float> found = on_cuda(stream, context, c, factors);
+    for (float& value : factors.x) value = std::abs(value);
+    for (float& value : factors.weight) value = std::abs(value);
+    const std::vector<float> magnitude = on_cpu(c, factors);
+    std::vector<double> bound;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      // The CPU rounds each addition (sum_bound); tensor cores align the terms of a step and truncate, which is up to a
+      // whole unit in the last place instead of half, for each term and again for each step's sum (Fasi et al.,
+      // "Numerical behavior of NVIDIA tensor cores", PeerJ CS 2021): within four times the bound.
+      const double in_fp32 = 5 * sum_bound(static_cast<double>(c.columns), static_cast<double>(magnitude[i]));
+      const double half_ulp = c.out_dtype == DType::kF32 ? 0.0 : c.out_dtype == DType::kBf16 ? kRoundBf16 : kRoundF16;
+      bound.push_back(in_fp32 + half_ulp * (std::abs(static_cast<double>(expected[i])) + in_fp32) + 0x1p-25);
+    }
+    expect_within(found, {std::vector<double>(expected.begin(), expected.end())}, bound, c.text());
+  }
+}
+
+// A token's product depends neither on how many tokens there are (up to the GEMV's limit) nor on the others.
+TEST(LinearCuda, GemvRowsDoNotMeet) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const LinearContext context(DeviceKind::kCuda);
+  std::mt19937 random(3);
+  const Case all{DType::kBf16, DType::kF32, kMaxGemvRows, 1000, 300, 0};
+  Factors factors{rounded(all.dtype, random_floats(random, static_cast<std::size_t>(all.tokens * all.columns))),
+                  rounded(all.dtype, random_floats(random, static_cast<std::size_t>(all.rows * all.columns)))};
+  for (std::int64_t column = 0; column < all.columns; ++column) {
+    factors.x[static_cast<std::size_t>(3 * all.columns + column)] = NAN;
+  }
+  const std::vector<float> together = on_cuda(stream, context, all, factors);
+  for (std::int64_t t = 0; t < all.tokens; ++t) {
+    Case one = all;
+    one.tokens = 1;
+    const auto x = factors.x.begin() + t * all.columns;
+    const std::vector<float> alone = on_cuda(stream, context, one, {{x, x + all.columns}, factors.weight});
+    for (std::int64_t r = 0; r < all.rows; ++r) {
+      const float found = together[static_cast<std::size_t>(t * all.rows + r)];
+      if (t == 3) {
+        ASSERT_TRUE(std::isnan(found)) << "row " << r;
+      } else {
+        ASSERT_EQ(found, alone[static_cast<std::size_t>(r)]) << "token " << t << ", row " << r;
+      }
+    }
+  }
+}
+
+TEST(LinearCuda, TheWorkspaceIsAllThatIsAllocated) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const Exec exec = stream.exec();
+  const DeviceTensor x(exec, 0, DType::kBf16, 64, 512);
+  const DeviceTensor weight(exec, 0, DType::kBf16, 256, 512);
+  const DeviceTensor out(exec, 0, DType::kF32, 64, 256);
+  const AllocationCount before = allocation_count(Memory::kDevice);
+  const LinearContext context(DeviceKind::kCuda);
+  EXPECT_EQ(allocation_count(Memory::kDevice).live_bytes - before.live_bytes,
+            LinearContext::workspace_bytes(DeviceKind::kCuda));
+  const LinearWeight matrix{.blocks = {weight.ref()}, .count = 1};
+  for (const std::int64_t tokens : {1, 8, 9, 64, 9, 1}) {
+    linear(exec, context, first_rows(x.ref(), tokens), matrix, first_rows(out.ref(), tokens));
+  }
+  stream.synchronize();
+  EXPECT_EQ(allocation_count(Memory::kDevice).allocations - before.allocations, 1);
+}
+
+}  // namespace
+}  // namespace vesper
