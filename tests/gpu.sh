@@ -26,17 +26,23 @@ if wanted tests; then
   done
 fi
 
-# Slow: every kernel family on its small shapes, and the tiny model end to end.
+# Every kernel family on its test shapes and the tiny model end to end, side by side; the needles and the test that takes
+# 13 GB would only repeat that, slowly.
+sanitize() {
+  local tool=$1 test=$2 name
+  name=$(basename "$test")
+  if timeout 400 compute-sanitizer --tool "$tool" --error-exitcode 9 "$test" \
+    --gtest_filter=-*TwoToThe31st*:*CrossTheStagingBuffers* > "$logs/$tool-$name.log" 2>&1
+  then verdict=clean; else verdict="NOT CLEAN ($?)"; fi
+  row "$tool $name" "$verdict: $(grep 'SUMMARY' "$logs/$tool-$name.log" | tail -1 | tr -d =)"
+}
 if wanted sanitizer; then
   for tool in memcheck racecheck; do
     for test in "$root"/tests/*_cuda_test; do
-      name=$(basename "$test")
-      [[ $name != needle_cuda_test ]] || continue
-      if VESPER_TEST_SMALL=1 timeout 120 compute-sanitizer --tool $tool --error-exitcode 9 "$test" \
-        > "$logs/$tool-$name.log" 2>&1; then verdict=clean; else verdict="NOT CLEAN ($?)"; fi
-      row "$tool $name" "$verdict: $(grep 'SUMMARY' "$logs/$tool-$name.log" | tail -1 | tr -d =)"
+      [[ $test == */needle_cuda_test ]] || sanitize $tool "$test" &
     done
   done
+  wait
 fi
 
 if wanted figures; then
