@@ -60,15 +60,15 @@ template <typename Weight, int kTokens, int kRows>
   float* out = tile.out + t * tile.out_stride + r;
   const auto out_of = [&](int i) -> float& { return out[i / kRows * tile.out_stride + i % kRows]; };
   const auto sum_of = [&](int i) { return sum[i / kRows][i % kRows]; };
-  constexpr int sums = kTokens * kRows;
-  constexpr int fours = sums / 4 * 4;
+  constexpr int kSums = kTokens * kRows;
+  constexpr int kFours = kSums / 4 * 4;
 #pragma GCC unroll 8
-  for (int i = 0; i < fours; i += 4) {
+  for (int i = 0; i < kFours; i += 4) {
     const f32x4 joined = join(sum_of(i), sum_of(i + 1), sum_of(i + 2), sum_of(i + 3));
     for (int j = 0; j < 4; ++j) out_of(i + j) = joined[j];
   }
 #pragma GCC unroll 8
-  for (int i = fours; i < sums; ++i) out_of(i) = join(sum_of(i));
+  for (int i = kFours; i < kSums; ++i) out_of(i) = join(sum_of(i));
 }
 
 // All rows for kTokens tokens.
