@@ -7,7 +7,7 @@
 //   lane   (g, q) = (lane / 4, lane % 4) takes columns 8q ... 8q + 7 of a chunk from rows g and g + 8 of the tile and
 //          from row g of x: 16 bytes each. A dot product does not mind in which order its terms come, so these eight
 //          columns serve as the k indices {2q, 2q + 1, 2q + 8, 2q + 9} of two mma, on both sides alike: no shuffle.
-//          Fragments: PTX ISA, "Matrix Fragments for mma.m16n8k16".
+//          Fragments: attention/mma.cuh.
 //
 // Bytes: W once; x comes from L2 the first time a multiprocessor meets it and from L1 after that. W bypasses L1 and
 // registers (cp.async): a lane keeps kDepth chunks in flight in a ring of its own in shared memory, across the end of a
@@ -18,6 +18,7 @@
 #include <cassert>
 #include <cstdint>
 
+#include "attention/mma.cuh"
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
 #include "engine/core/vector.cuh"
@@ -63,48 +64,14 @@ __device__ uint4 load_eight(const T* from, int inside) {
   }
 }
 
-// The same to shared memory; where kAligned it is under way until wait_for_copies.
+// The same to shared memory; where kAligned it is under way until wait_copies.
 template <bool kAligned, typename T>
 __device__ void copy_eight(uint4* to, const T* from, int inside) {
   if constexpr (kAligned) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
-                 :
-                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from), "r"(inside > 0 ? 16 : 0)
-                 : "memory");
+    copy_chunk_async(shared_address(to), from, inside > 0);
   } else {
     *to = load_eight<false>(from, inside);
   }
-}
-
-__device__ void end_group_of_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Until at most kPending of the thread's groups are under way.
-template <int kPending>
-__device__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// sum[16 x 8] += a[16 x 16] b[16 x 8]. a: rows g and g + 8 at k 2q.., the same at k 2q + 8..; b: likewise, column g.
-template <typename T>
-__device__ void multiply_add(float (&sum)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                             unsigned b1);
-template <>
-__device__ void multiply_add<bf16>(float (&sum)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                                   unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-template <>
-__device__ void multiply_add<f16>(float (&sum)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                                  unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // A lane's place in a warp, and the column of a tile's first chunk that it starts at.
@@ -134,7 +101,7 @@ class Copier {
   __device__ void copy(Slot& slot) {
     copy_eight<kAligned>(&slot.low[threadIdx.x], low_, inside_);
     copy_eight<kAligned>(&slot.high[threadIdx.x], high_, inside_);
-    end_group_of_copies();
+    commit_copies();
     low_ += kStride;
     high_ += kStride;
     inside_ -= kStride;
@@ -188,11 +155,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     float sum[2][4] = {};  // of a chunk's two mma: half as long a chain of dependent ones
     for (int step = 0; step < steps; ++step) {
       const uint4 b = load_eight<kAligned>(x + step * kStride, x_inside - step * kStride);
-      wait_for_copies<kDepth - 1>();
+      wait_copies<kDepth - 1>();
       const uint4 low = ring[next].low[threadIdx.x];
       const uint4 high = ring[next].high[threadIdx.x];
-      multiply_add<T>(sum[0], low.x, high.x, low.y, high.y, b.x, b.y);
-      multiply_add<T>(sum[1], low.z, high.z, low.w, high.w, b.z, b.w);
+      multiply_add<T>(sum[0], {low.x, high.x, low.y, high.y}, b.x, b.y);
+      multiply_add<T>(sum[1], {low.z, high.z, low.w, high.w}, b.z, b.w);
       copier.copy(ring[next]);
       next = next + 1 == kDepth ? 0 : next + 1;
     }
@@ -214,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
       args.out[static_cast<std::int64_t>(t) * args.rows + tile * kTileRows + row] = narrow<Out>(total);
     }
   }
-  wait_for_copies<0>();  // what was queued beyond the last tile
+  wait_copies<0>();  // what was queued beyond the last tile
 }
 
 template <typename T, typename Out>

@@ -10,10 +10,10 @@
 
 #include <algorithm>
 #include <cassert>
-#include <compare>
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 
 #include "engine/core/buffer.h"
 #include "engine/core/error.h"
@@ -40,7 +40,11 @@ struct Shape {
   std::uint32_t weight_alignment = 0;
   std::uint32_t x_alignment = 0;
   std::uint32_t out_alignment = 0;
-  auto operator<=>(const Shape&) const = default;
+
+  [[nodiscard]] auto key() const {
+    return std::tie(tokens, rows, columns, dtype, out_dtype, weight_alignment, x_alignment, out_alignment);
+  }
+  bool operator<(const Shape& other) const { return key() < other.key(); }
 };
 
 std::uint32_t alignment_of(const void* data) {
@@ -65,8 +69,6 @@ void prefer(cublasLtMatmulPreferenceOpaque_t& preference, cublasLtMatmulPreferen
 // nothing and need no release.
 struct Product {
   Product(cublasLtHandle_t handle, const Shape& shape, std::int64_t workspace_bytes);
-  Product(const Product&) = delete;
-  Product& operator=(const Product&) = delete;
 
   cublasLtMatmulDescOpaque_t operation{};
   cublasLtMatrixLayoutOpaque_t weight{};
