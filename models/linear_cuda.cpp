@@ -59,12 +59,6 @@ cudaDataType_t cuda_type(DType dtype) {
   return CUDA_R_32F;
 }
 
-template <typename Value>
-void prefer(cublasLtMatmulPreferenceOpaque_t& preference, cublasLtMatmulPreferenceAttributes_t attribute, Value value) {
-  check_cublas(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)),
-               "preparing a matrix product");
-}
-
 // A product as cuBLASLt wants it told, and the algorithm it answers with. The opaque structs are plain values: they own
 // nothing and need no release.
 struct Product {

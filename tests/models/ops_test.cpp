@@ -269,5 +269,16 @@ TEST(RowsCpu, SiluMulMatchesDoublePrecision) {
   }
 }
 
+// By hand: the 8B model's gate and up for one token, and small operations on [3, 10].
+TEST(Costs, CountEachByteOnce) {
+  const Cost product = linear_cost(DType::kBf16, DType::kF32, 1, 28672, 4096);
+  EXPECT_EQ(product.bytes, 2 * 28672LL * 4096 + 2 * 4096 + 4 * 28672);
+  EXPECT_EQ(product.flops, 2 * 28672LL * 4096);
+  EXPECT_EQ(rms_norm_cost(DType::kBf16, 3, 10).bytes, 2 * (30 + 30 + 10));
+  EXPECT_EQ(add_rms_norm_cost(DType::kBf16, 3, 10).bytes, 2 * (30 + 30 + 30 + 30 + 10));
+  EXPECT_EQ(gather_rows_cost(DType::kF16, 3, 10).bytes, 2 * (30 + 30) + 3 * 4);
+  EXPECT_EQ(silu_mul_cost(DType::kF32, 3, 10).bytes, 4 * (60 + 30));
+}
+
 }  // namespace
 }  // namespace vesper
