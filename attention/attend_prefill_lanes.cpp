@@ -67,24 +67,16 @@ void start(const PrefillTile& tile, const Panels& panels) {
   }
 }
 
-// Eight rows of eight become eight columns of eight.
-VESPER_INLINE void transpose(f32x8 (&x)[8]) {
-  f32x8 pairs[8];
-  for (int i = 0; i < 8; i += 2) {
-    pairs[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    pairs[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-  }
-  f32x8 fours[8];
-  for (int i = 0; i < 8; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      fours[i + 2 * j] = __builtin_shufflevector(pairs[i + j], pairs[i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
-      fours[i + 2 * j + 1] = __builtin_shufflevector(pairs[i + j], pairs[i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-  }
-  for (int i = 0; i < 4; ++i) {
-    x[i] = __builtin_shufflevector(fours[i], fours[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    x[i + 4] = __builtin_shufflevector(fours[i], fours[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-  }
+// Four rows of four become four columns of four.
+VESPER_INLINE void transpose(f32x4 (&x)[4]) {
+  const f32x4 low01 = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5);
+  const f32x4 high01 = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+  const f32x4 low23 = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
+  const f32x4 high23 = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+  x[0] = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
+  x[1] = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
+  x[2] = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
+  x[3] = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
 }
 
 // The panels of keys [first, first + count): zero where there is no key.
@@ -95,16 +87,22 @@ void load_panels(const KvTiles& kv, int first, int count, const Panels& panels) 
   for (int c = 0; c < kv.chunks; ++c) {
     const int width = chunk_width(kv, c);
     const std::int64_t first_channel = std::int64_t{8} * c;
-    for (int t = 0; t < kBlockKeys; t += 8) {
-      f32x8 keys[8];
-      for (int i = 0; i < 8; ++i) {
+    for (int t = 0; t < kBlockKeys; t += 4) {
+      f32x4 lower[4];
+      f32x4 upper[4];
+      for (int i = 0; i < 4; ++i) {
         const bool there = t + i < count;
-        keys[i] = there ? load_chunk(rows.k[t + i], rows.chunk[t + i], c, width) : zero;
+        const f32x8 key = there ? load_chunk(rows.k[t + i], rows.chunk[t + i], c, width) : zero;
+        lower[i] = low(key);
+        upper[i] = high(key);
         store(panels.v + (t + i) * panels.width + first_channel,
               there ? load_chunk(rows.v[t + i], rows.chunk[t + i], c, width) : zero);
       }
-      transpose(keys);
-      for (int d = 0; d < width; ++d) store(panels.k + (first_channel + d) * kBlockKeys + t, keys[d]);
+      transpose(lower);
+      transpose(upper);
+      for (int d = 0; d < width; ++d) {
+        store(panels.k + (first_channel + d) * kBlockKeys + t, d < 4 ? lower[d] : upper[d - 4]);
+      }
     }
   }
 }
@@ -157,13 +155,14 @@ void multiply_values(const Panels& panels, int keys) {
 
 // One row's scores become weights; its first `visible` keys count.
 VESPER_INLINE void weigh_row(float* scores, int visible, float& largest, float& sum, float& rescale) {
-  const f32x8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  const f32x8 lane = both(f32x4{0, 1, 2, 3}, f32x4{4, 5, 6, 7});
   const f32x8 hidden = splat(-__builtin_inff());
   f32x8 score[kBlockKeys / 8];
   f32x8 most = splat(largest);
   for (int i = 0; i < kBlockKeys / 8; ++i) {
     score[i] = load(scores + std::int64_t{8} * i);
-    if (visible < kBlockKeys) score[i] = lane < static_cast<float>(visible - 8 * i) ? score[i] : hidden;
+    if (visible < kBlockKeys)
+      score[i] = choose_greater(splat(static_cast<float>(visible - 8 * i)), lane, score[i], hidden);
     most = larger(score[i], most);
   }
   const float next = largest_lane(most);

@@ -1,9 +1,9 @@
 // The CPU product in registers: a block of kTokens x kRows sums, eight lanes each, runs down the columns, and each
 // weight is loaded and widened once for the block's tokens. Compiled twice; see engine/core/lanes.h.
 //
-// Blocks: AVX2 has 16 registers, so 6 tokens x 2 rows are 12 sums, 2 weights, 1 token and 1 product; the baseline has
-// as many half as wide, so 3 x 2. Fewer tokens take more rows: one token alone takes 8, whose independent sums hide the
-// latency of the addition while the weights stream by.
+// Blocks: AVX2 has 16 registers, so 6 tokens x 2 rows are 12 sums, 2 weights, 1 token and 1 product; the baseline's are
+// half as wide, so 2 x 2. Fewer tokens take more rows, whose independent sums hide the latency of the addition while
+// the weights stream by.
 #include "models/linear_lanes.h"
 
 #include "engine/core/lanes.h"
@@ -13,8 +13,10 @@ namespace {
 
 #ifdef __AVX2__
 constexpr int kBlockTokens = 6;
+constexpr int kRowsOfOneToken = 8;
 #else
-constexpr int kBlockTokens = 3;
+constexpr int kBlockTokens = 2;
+constexpr int kRowsOfOneToken = 4;
 #endif
 
 struct WeightF32 {
@@ -85,9 +87,9 @@ void multiply_typed(const LinearTile& tile) {
   for (; t + kBlockTokens <= tile.tokens; t += kBlockTokens) multiply_tokens<Weight, kBlockTokens, 2>(tile, t);
   switch (tile.tokens - t) {
     case 1:
-      return multiply_tokens<Weight, 1, 8>(tile, t);
+      return multiply_tokens<Weight, 1, kRowsOfOneToken>(tile, t);
     case 2:
-      return multiply_tokens<Weight, 2, kBlockTokens>(tile, t);
+      return multiply_tokens<Weight, 2, kRowsOfOneToken / 2>(tile, t);
     case 3:
       return multiply_tokens<Weight, 3, 2>(tile, t);
     case 4:

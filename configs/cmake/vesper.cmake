@@ -30,10 +30,9 @@ target_compile_features(vesper_flags INTERFACE cxx_std_20)
 target_include_directories(vesper_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_definitions(vesper_flags INTERFACE VESPER_HAVE_CUDA=$<BOOL:${VESPER_HAVE_CUDA}>)
 # No contraction of a * b + c: the CPU's sums must not depend on which instructions the compiler may choose.
-# No note that vectors wider than the baseline's registers are passed in memory: functions that take them are inlined.
 # CMake 3.25 rejects CUDA_STANDARD 20 with nvcc 13, hence the flag.
 target_compile_options(vesper_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wno-psabi;-ffp-contract=off>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-ffp-contract=off>
   $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-lineinfo;-Xcompiler=-Wall,-Wextra>)
 target_link_libraries(vesper_flags INTERFACE Threads::Threads nlohmann_json::nlohmann_json)
 if(VESPER_HAVE_CUDA)
