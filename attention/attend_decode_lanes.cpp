@@ -1,7 +1,8 @@
 // Attention of one query token over a range of keys, a block of 64 keys after the other with a running maximum. The
 // block's keys, then its values, come from memory once and serve all heads of the group, two at a time, from the first-
-// level cache. A score is a sum over the eight lanes of models/linear.h, an output a sum over keys in order. Compiled
-// twice; see engine/core/lanes.h.
+// level cache. Memory is kept busy throughout: scoring asks for the block's values, gathering for the next block's
+// keys. A score is a sum over the eight lanes of models/linear.h, an output a sum over keys in order. Compiled twice;
+// see engine/core/lanes.h.
 #include "attention/attend_lanes.h"
 #include "attention/key_rows.h"
 #include "engine/core/lanes.h"
@@ -38,14 +39,13 @@ VESPER_INLINE float* scores_of(const State& state, int h) {
   return state.scores + std::int64_t{h} * kBlockKeys;
 }
 
-// Scores of kHeads heads, four keys at a time. The first pass over a block also asks for its values, so that two
-// streams come from memory at once.
+// Scores of kHeads heads, four keys at a time. The first pass over a block asks for its values.
 template <int kHeads>
-void score(const DecodeSplit& split, const State& state, const KeyRows& rows, int keys, int head) {
+void score(const DecodeSplit& split, const State& state, const KeyRows& rows, int head) {
   const int whole = split.kv.head_dim / 8;
-  for (int t = 0; t < keys; t += 4) {
+  for (int t = 0; t < rows.count; t += 4) {
     int key[4];  // past the end, the last key again; weigh() hides it
-    for (int i = 0; i < 4; ++i) key[i] = t + i < keys ? t + i : keys - 1;
+    for (int i = 0; i < 4; ++i) key[i] = t + i < rows.count ? t + i : rows.count - 1;
     if (head == 0) {
       for (const int i : key) prefetch_row(rows.v[i], rows.chunk[i], split.kv.chunks);
     }
@@ -85,16 +85,20 @@ void weigh(const State& state, int keys, int h) {
   state.rescale[h] = rescale;
 }
 
-// out = out * rescale + weights V for kHeads heads and kChunks chunks from c on.
+// out = out * rescale + weights V for kHeads heads and kChunks chunks from c on. The first pass over a block asks for
+// the keys of the next.
 template <int kHeads, int kChunks>
-VESPER_INLINE void gather(const State& state, const KeyRows& rows, int keys, int head, int c, int width) {
+VESPER_INLINE void gather(const DecodeSplit& split, const State& state, const KeyRows& rows, const KeyRows& next,
+                          int head, int c, int width) {
+  const int asked = head == 0 && c == 0 ? next.count : 0;
   f32x8 sum[kHeads][kChunks];
   for (int h = 0; h < kHeads; ++h) {
     for (int i = 0; i < kChunks; ++i) {
       sum[h][i] = load(chunk_of(state, state.out, head + h, c + i)) * state.rescale[head + h];
     }
   }
-  for (int t = 0; t < keys; ++t) {
+  for (int t = 0; t < rows.count; ++t) {
+    if (t < asked) prefetch_row(next.k[t], next.chunk[t], split.kv.chunks);
     f32x8 v[kChunks];
     for (int i = 0; i < kChunks; ++i) v[i] = load_chunk(rows.v[t], rows.chunk[t], c + i, width);
     for (int h = 0; h < kHeads; ++h) {
@@ -108,11 +112,11 @@ VESPER_INLINE void gather(const State& state, const KeyRows& rows, int keys, int
 }
 
 template <int kHeads>
-void gather(const DecodeSplit& split, const State& state, const KeyRows& rows, int keys, int head) {
+void gather(const DecodeSplit& split, const State& state, const KeyRows& rows, const KeyRows& next, int head) {
   const int whole = split.kv.head_dim / 8;
   int c = 0;
-  for (; c + 4 <= whole; c += 4) gather<kHeads, 4>(state, rows, keys, head, c, 8);
-  for (; c < split.kv.chunks; ++c) gather<kHeads, 1>(state, rows, keys, head, c, chunk_width(split.kv, c));
+  for (; c + 4 <= whole; c += 4) gather<kHeads, 4>(split, state, rows, next, head, c, 8);
+  for (; c < split.kv.chunks; ++c) gather<kHeads, 1>(split, state, rows, next, head, c, chunk_width(split.kv, c));
 }
 
 }  // namespace
@@ -134,17 +138,22 @@ void attend(const DecodeSplit& split) {
     state.sum[h] = 0.0F;
   }
 
+  KeyRows blocks[2];
+  KeyRows* rows = &blocks[0];
+  KeyRows* next = &blocks[1];
+  find_rows(split.kv, split.key_begin, split.key_end, *rows);
   for (int first = split.key_begin; first < split.key_end; first += kBlockKeys) {
-    const int keys = split.key_end - first < kBlockKeys ? split.key_end - first : kBlockKeys;
-    KeyRows rows;
-    find_rows(split.kv, first, keys, rows);
+    find_rows(split.kv, first + kBlockKeys, split.key_end, *next);
     int h = 0;
-    for (; h + 2 <= split.group; h += 2) score<2>(split, state, rows, keys, h);
-    if (h < split.group) score<1>(split, state, rows, keys, h);
-    for (h = 0; h < split.group; ++h) weigh(state, keys, h);
+    for (; h + 2 <= split.group; h += 2) score<2>(split, state, *rows, h);
+    if (h < split.group) score<1>(split, state, *rows, h);
+    for (h = 0; h < split.group; ++h) weigh(state, rows->count, h);
     h = 0;
-    for (; h + 2 <= split.group; h += 2) gather<2>(split, state, rows, keys, h);
-    if (h < split.group) gather<1>(split, state, rows, keys, h);
+    for (; h + 2 <= split.group; h += 2) gather<2>(split, state, *rows, *next, h);
+    if (h < split.group) gather<1>(split, state, *rows, *next, h);
+    KeyRows* read = rows;
+    rows = next;
+    next = read;
   }
 
   for (int h = 0; h < split.group; ++h) {

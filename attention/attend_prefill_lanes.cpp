@@ -79,10 +79,8 @@ VESPER_INLINE void transpose(f32x4 (&x)[4]) {
   x[3] = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
 }
 
-// The panels of keys [first, first + count): zero where there is no key.
-void load_panels(const KvTiles& kv, int first, int count, const Panels& panels) {
-  KeyRows rows;
-  find_rows(kv, first, count, rows);
+// The panels of a block of keys: zero where there is no key.
+void load_panels(const KvTiles& kv, const KeyRows& rows, const Panels& panels) {
   const f32x8 zero = {};
   for (int c = 0; c < kv.chunks; ++c) {
     const int width = chunk_width(kv, c);
@@ -91,7 +89,7 @@ void load_panels(const KvTiles& kv, int first, int count, const Panels& panels) 
       f32x4 lower[4];
       f32x4 upper[4];
       for (int i = 0; i < 4; ++i) {
-        const bool there = t + i < count;
+        const bool there = t + i < rows.count;
         const f32x8 key = there ? load_chunk(rows.k[t + i], rows.chunk[t + i], c, width) : zero;
         lower[i] = low(key);
         upper[i] = high(key);
@@ -190,8 +188,9 @@ void attend(const PrefillTile& tile) {
   start(tile, panels);
   const int keys = tile.first_position + tile.queries;
   for (int first = 0; first < keys; first += kBlockKeys) {
-    const int count = keys - first < kBlockKeys ? keys - first : kBlockKeys;
-    load_panels(tile.kv, first, count, panels);
+    KeyRows block;
+    find_rows(tile.kv, first, keys, block);
+    load_panels(tile.kv, block, panels);
     multiply_keys(panels, tile.kv.head_dim);
     for (std::int64_t row = 0; row < panels.rows; ++row) {
       const auto query = static_cast<int>(row / tile.group);
@@ -199,7 +198,7 @@ void attend(const PrefillTile& tile) {
       weigh_row(panels.scores + row * kBlockKeys, position + 1 - first, panels.largest[row], panels.sum[row],
                 panels.rescale[row]);
     }
-    multiply_values(panels, count);
+    multiply_values(panels, block.count);
   }
   for (std::int64_t row = 0; row < std::int64_t{tile.queries} * tile.group; ++row) {
     float* out = tile.out + row / tile.group * tile.row_stride + row % tile.group * tile.kv.head_dim;
