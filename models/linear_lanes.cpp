@@ -37,10 +37,10 @@ struct WeightF16 {
 // many bytes as it reads; into the first-level cache where the rows fill no more than half of it, else the second.
 template <int kRows, typename Element>
 VESPER_INLINE void prefetch_next_rows(const Element* weight, std::int64_t columns, std::int64_t c) {
-  constexpr auto step_bytes = static_cast<std::int64_t>(kRows * 8 * sizeof(Element));
-  const bool near = kRows * columns * static_cast<std::int64_t>(sizeof(Element)) <= 16 << 10;
+  constexpr std::int64_t kStepBytes = std::int64_t{kRows} * 8 * sizeof(Element);
+  const bool near = columns / 8 * kStepBytes <= 16 << 10;
   const auto* next = reinterpret_cast<const char*>(weight + kRows * columns + kRows * c);
-  for (std::int64_t byte = 0; byte < step_bytes; byte += 64) {
+  for (std::int64_t byte = 0; byte < kStepBytes; byte += 64) {
     near ? __builtin_prefetch(next + byte, 0, 3) : __builtin_prefetch(next + byte, 0, 2);
   }
 }
