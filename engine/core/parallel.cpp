@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <string>
@@ -23,11 +25,13 @@ constexpr int kSpins = 4000;
 
 int threads_from_environment() {
   if (const char* text = std::getenv("VESPER_THREADS"); text != nullptr) {
-    const long threads = std::strtol(text, nullptr, 10);
-    if (threads < 1 || threads > 1024) {
+    int threads = 0;
+    const char* end = text + std::strlen(text);
+    const auto [stop, error] = std::from_chars(text, end, threads);
+    if (error != std::errc() || stop != end || threads < 1 || threads > 1024) {
       refuse({"reading VESPER_THREADS", std::string("\"") + text + "\"", "a number from 1 to 1024", ""});
     }
-    return static_cast<int>(threads);
+    return threads;
   }
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
