@@ -22,9 +22,8 @@ std::string list(const Names& names) {
   return text;
 }
 
-void check_backend(const std::string& name, const std::string& where) {
-  if (std::find(kBackends.begin(), kBackends.end(), name) != kBackends.end()) return;
-  refuse({where, "the backend \"" + name + "\"", "one of: " + list(kBackends), ""});
+bool is_backend(const std::string& name) {
+  return std::find(kBackends.begin(), kBackends.end(), name) != kBackends.end();
 }
 
 std::optional<int> parse_number(std::string_view text) {
@@ -72,8 +71,12 @@ std::string string_value(const nlohmann::json& rule, const char* key, const std:
 AttentionConfig parse_file(const std::string& path, int layers) {
   const nlohmann::json document = read_json_file(path);
   const std::string file = "reading the attention file " + path;
-  if (!document.is_object() || document.size() != 1 || !document.contains("attention") ||
-      !document["attention"].is_array()) {
+  if (document.is_object()) {
+    for (const auto& [key, value] : document.items()) {
+      if (key != "attention") refuse({file, "the key " + in_quotes(key), "one of: attention", ""});
+    }
+  }
+  if (!document.is_object() || !document.contains("attention") || !document["attention"].is_array()) {
     refuse({file, "another shape", "an object whose one key \"attention\" holds a list of rules", ""});
   }
   std::vector<std::optional<BackendConfig>> chosen(static_cast<std::size_t>(layers));
@@ -83,11 +86,13 @@ AttentionConfig parse_file(const std::string& path, int layers) {
     if (!rule.is_object()) refuse({where, rule.dump(), "an object", ""});
     for (const auto& [key, value] : rule.items()) {
       if (std::find(kRuleKeys.begin(), kRuleKeys.end(), key) == kRuleKeys.end()) {
-        refuse({where, "the key \"" + key + "\"", "one of: " + list(kRuleKeys), ""});
+        refuse({where, "the key " + in_quotes(key), "one of: " + list(kRuleKeys), ""});
       }
     }
     const BackendConfig config{.backend = string_value(rule, "backend", where)};
-    check_backend(config.backend, where);
+    if (!is_backend(config.backend)) {
+      refuse({where, "the backend " + in_quotes(config.backend), "one of: " + list(kBackends), ""});
+    }
     const std::vector<bool> marked = parse_layers(string_value(rule, "layers", where), layers, where);
     for (std::size_t l = 0; l < chosen.size(); ++l) {
       if (marked[l]) chosen[l] = config;
@@ -110,7 +115,10 @@ AttentionConfig parse_attention(const std::string& file_or_shorthand, int layers
   if (file_or_shorthand.ends_with(".json") || file_or_shorthand.find('/') != std::string::npos) {
     return parse_file(file_or_shorthand, layers);
   }
-  check_backend(file_or_shorthand, "reading --attention");
+  if (!is_backend(file_or_shorthand)) {
+    refuse({"reading --attention", "\"" + file_or_shorthand + "\"",
+            "a backend (" + list(kBackends) + ") or a file whose name ends in .json", ""});
+  }
   return AttentionConfig{
       .layers = std::vector<BackendConfig>(static_cast<std::size_t>(layers), BackendConfig{file_or_shorthand})};
 }

@@ -38,7 +38,7 @@ TEST(AttentionConfig, ShorthandCoversEveryLayer) {
     (void)parse_attention("quset", 3);
     FAIL();
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("\"quset\", expected one of: dense"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("\"quset\", expected a backend (dense)"), std::string::npos) << error.what();
   }
 }
 
@@ -64,7 +64,7 @@ TEST(AttentionConfig, RefusesWhatItDoesNotKnow) {
   expect_refused(R"({"attention": [{"layers": "all"}]})", "no \"backend\"");
   expect_refused(R"({"attention": [3]})", "rule 1");
   expect_refused(R"({"attention": {}})", "a list of rules");
-  expect_refused(R"({"attention": [], "more": 1})", "one key \"attention\"");
+  expect_refused(R"({"attention": [], "more": 1})", "the key \"more\", expected one of: attention");
   expect_refused(R"([])", "one key \"attention\"");
   expect_refused(R"({"attention": [{"layers": "all", "layers": "0", "backend": "dense"}]})", "\"layers\" twice");
 }
