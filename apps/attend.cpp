@@ -42,7 +42,10 @@ int run_attend(const CLI::App& app, const AttendOptions& options) {
   check_output_path(options.output);
   const DeviceKind device = choose_device(options.model.device);
   const SafetensorsFile file(options.input);
-  const AttendInput input{.q = input_tensor(file, "q"), .k = input_tensor(file, "k"), .v = input_tensor(file, "v")};
+  const AttendInput input{.source = options.input,
+                          .q = input_tensor(file, "q"),
+                          .k = input_tensor(file, "k"),
+                          .v = input_tensor(file, "v")};
 
   std::vector<AttendOutput> runs;
   for (int i = 0; i < options.repeat; ++i) {
@@ -83,22 +86,38 @@ int run_attend(const CLI::App& app, const AttendOptions& options) {
 }  // namespace
 
 Command make_attend(CLI::App& root) {
-  CLI::App* app =
-      root.add_subcommand("attend", "One attention step on tensors from a safetensors file, list of keys included");
+  CLI::App* app = root.add_subcommand(
+      "attend",
+      "One attention step on tensors from a safetensors file, to check a backend against a reference. Tells which keys "
+      "it attended to.");
+  app->footer(
+      "Reads, in f32, bf16 or f16, keys already rotated:\n"
+      "  q           [heads, head_dim]\n"
+      "  k, v        [tokens, kv_heads, head_dim]\n"
+      "Writes:\n"
+      "  out         [heads, head_dim] f32\n"
+      "  lse         [heads] f32              natural log of the sum of e^s\n"
+      "  count       [kv_heads] i32           keys on the list\n"
+      "  index       [kv_heads, most] i32     their token numbers, padded with -1\n"
+      "  tail_begin  [kv_heads] i32           where randomly drawn keys begin\n\n"
+      "Example:\n"
+      "  vesper attend --input qkv.safetensors --attention dense --output out.safetensors");
   auto options = std::make_shared<AttendOptions>();
-  app->add_option("--input", options->input,
-                  "q [heads, head_dim], k and v [tokens, kv_heads, head_dim] in f32, bf16 or f16; keys already rotated")
+  app->add_option("--input", options->input, "The safetensors file with q, k and v")
       ->required()
-      ->type_name("FILE");
-  app->add_option("--output", options->output,
-                  "out [heads, head_dim], lse [heads], count [kv_heads], index [kv_heads, max count] padded with -1, "
-                  "tail_begin [kv_heads]")
+      ->check(some_text())
+      ->type_name("FILE")
+      ->group(kInputFlags);
+  app->add_option("--output", options->output, "The safetensors file to write")
       ->required()
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->group(kOutputFlags);
   add_device_flags(*app, options->model);
+  add_seed_flag(*app, options->model, "Of random draws; dense attention has none", kRunFlags);
   app->add_option("--repeat", options->repeat, "Run seeds seed ... seed + N - 1 and stack every output on a first axis")
-      ->check(CLI::Range(1, 1 << 20))
-      ->type_name("N");
+      ->check(whole_number(1, 1 << 20))
+      ->type_name("N")
+      ->group(kRunFlags);
   return Command{app, [app, options] { return run_attend(*app, *options); }};
 }
 

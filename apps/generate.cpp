@@ -22,8 +22,9 @@ namespace {
 struct GenerateOptions {
   ModelOptions model;
   PromptSources sources;
-  std::string ids;     // a prompt of token ids
-  int random_ids = 0;  // a prompt of this many random ids
+  bool has_ids = false;  // --ids was given
+  std::string ids;       // a prompt of token ids
+  int random_ids = 0;    // a prompt of this many random ids
   int max_tokens = 128;
   int decode_last = 0;
   SamplingParams sampling;
@@ -50,6 +51,10 @@ double quantile(std::vector<double> values, double share) {
   std::sort(values.begin(), values.end());
   const auto rank = static_cast<std::size_t>(std::ceil(share * static_cast<double>(values.size())));
   return values[std::min(values.size() - 1, rank == 0 ? 0 : rank - 1)];
+}
+
+std::string count_of(std::size_t tokens) {
+  return fmt::format("{} token{}", tokens, tokens == 1 ? "" : "s");
 }
 
 // The figures of a run. TPOT is (time of the last token - TTFT) / (tokens - 1), end to end.
@@ -95,9 +100,10 @@ nlohmann::json to_json(const GenerateResult& result, std::int64_t peak_memory_by
 
 void print_statistics(const GenerateResult& result, std::int64_t peak_memory_bytes) {
   const Timings timings = timings_of(result);
-  fmt::print(stderr, "prompt {} tokens | TTFT {:.1f} ms", result.prompt_tokens, timings.ttft_ms);
+  fmt::print(stderr, "prompt {} | TTFT {:.1f} ms", count_of(static_cast<std::size_t>(result.prompt_tokens)),
+             timings.ttft_ms);
   if (result.prefill_seconds > 0) fmt::print(stderr, " | prefill {:.0f} tokens/s", timings.prefill_tokens_per_s);
-  fmt::print(stderr, "\n{} tokens ({})", result.ids.size(), finish_reason_name(result.finish));
+  fmt::print(stderr, "\n{} ({})", count_of(result.ids.size()), finish_reason_name(result.finish));
   if (!result.token_seconds.empty()) {
     fmt::print(stderr, " | TPOT {:.2f} ms (p50 {:.2f}, p99 {:.2f}) | {} read a token, {:.1f} GB/s",
                timings.tpot_mean_ms, timings.tpot_p50_ms, timings.tpot_p99_ms,
@@ -110,7 +116,11 @@ void print_statistics(const GenerateResult& result, std::int64_t peak_memory_byt
 std::vector<std::vector<std::int32_t>> encode_prompts(const GenerateOptions& options, const ModelConfig& config,
                                                       const Tokenizer* tokenizer) {
   if (options.random_ids > 0) return {random_ids(options.random_ids, options.model.seed, config.vocab)};
-  if (!options.ids.empty()) return {parse_ids(options.ids, "--ids")};
+  if (options.has_ids) {
+    std::vector<std::int32_t> ids = parse_ids(options.ids, "--ids");
+    if (ids.empty()) refuse({"reading --ids", "nothing", "at least one token id", ""});
+    return {ids};
+  }
   std::vector<std::vector<std::int32_t>> prompts;
   for (const std::string& text : read_prompts(options.sources)) {
     std::vector<std::int32_t> ids = tokenizer->encode(text);
@@ -131,7 +141,7 @@ std::vector<GenerateRequest> make_requests(const GenerateOptions& options,
     request.prompt = std::move(prompt);
     request.max_tokens = options.max_tokens;
     request.sampling = options.sampling;
-    request.sampling.seed = static_cast<std::uint32_t>(options.model.seed);
+    request.sampling.seed = options.model.seed;
     request.sampling.request = static_cast<std::uint32_t>(requests.size());
     request.stop = options.stop;
     request.ignore_eos = options.ignore_eos;
@@ -170,9 +180,17 @@ GenerateHooks make_hooks(const GenerateOptions& options, const Engine& engine, s
 
 int run_generate(const CLI::App& app, GenerateOptions options) {
   options.sources.has_prompt = app.count("--prompt") > 0;
-  const bool from_ids = !options.ids.empty() || options.random_ids > 0;
+  options.has_ids = app.count("--ids") > 0;
+  const bool from_ids = options.has_ids || options.random_ids > 0;
   // What needs no weights is checked before they are loaded.
   const ModelConfig config = model_config_of(options.model.model);
+  if (!from_ids && is_synthetic(options.model.model)) {
+    refuse({"reading the prompt", "a text for " + options.model.model + ", which has no tokenizer", "token ids",
+            "use --random-ids or --ids"});
+  }
+  if (options.sampling.temperature == 0.0F && (app.count("--top-k") > 0 || app.count("--top-p") > 0)) {
+    spdlog::warn("--temperature 0 is greedy: --top-k and --top-p change nothing");
+  }
   const std::unique_ptr<Tokenizer> tokenizer = from_ids ? nullptr : load_tokenizer(options.model.model);
   const std::vector<GenerateRequest> requests =
       make_requests(options, encode_prompts(options, config, tokenizer.get()));
@@ -180,11 +198,7 @@ int run_generate(const CLI::App& app, GenerateOptions options) {
   const EngineOptions engine_settings = engine_options(options.model, static_cast<int>(requests.size()));
   check_requests(config, plan_engine_memory(options.model.model, config, engine_settings), requests);
 
-  ProgressLine loading("loading weights", ProgressUnit::kBytes);
-  Engine engine(options.model.model, engine_settings,
-                [&](std::int64_t done, std::int64_t total) { loading.update(done, total); });
-  loading.finish();
-
+  Engine engine = load_engine(options.model.model, engine_settings);
   (void)std::signal(SIGINT, on_interrupt);
   ProgressLine prefilling("prefill", ProgressUnit::kTokens);
   const std::vector<GenerateResult> results =
@@ -207,64 +221,91 @@ int run_generate(const CLI::App& app, GenerateOptions options) {
   return 0;
 }
 
+void add_prompt_flags(CLI::App& app, GenerateOptions& options) {
+  std::vector<CLI::Option*> sources = {
+      app.add_option("--prompt", options.sources.prompt, "The prompt; an empty one starts from BOS")->type_name("TEXT"),
+      app.add_option("--prompt-file", options.sources.prompt_file, "A file that holds one prompt")
+          ->check(some_text())
+          ->type_name("FILE"),
+      app.add_option(
+             "--prompts-jsonl", options.sources.prompts_jsonl,
+             "A file with one prompt a line, each a JSON string or {\"prompt\": \"...\"}; they run as one batch")
+          ->check(some_text())
+          ->type_name("FILE"),
+      app.add_option("--ids", options.ids,
+                     "A prompt of token ids separated by spaces; the answer is ids too, and no tokenizer is needed")
+          ->type_name("IDS"),
+      app.add_option("--random-ids", options.random_ids,
+                     "A prompt of N token ids drawn from --seed, for synthetic models; the answer is ids too")
+          ->check(whole_number(1, kMaxTokens))
+          ->type_name("N"),
+  };
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    sources[i]->group(kPromptFlags);
+    for (std::size_t j = 0; j < i; ++j) sources[i]->excludes(sources[j]);
+  }
+}
+
+void add_answer_flags(CLI::App& app, GenerateOptions& options) {
+  app.add_option("--max-tokens", options.max_tokens, "Tokens to generate at most")
+      ->check(whole_number(1, kMaxTokens))
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(kAnswerFlags);
+  app.add_option("--temperature", options.sampling.temperature,
+                 "0 is greedy: always the likeliest token; above it tokens are drawn")
+      ->check(number(0.0, 100.0))
+      ->capture_default_str()
+      ->type_name("T")
+      ->group(kAnswerFlags);
+  app.add_option("--top-k", options.sampling.top_k, "Draw among the k likeliest tokens; 0 is all")
+      ->check(whole_number(0, INT32_MAX))
+      ->capture_default_str()
+      ->type_name("K")
+      ->group(kAnswerFlags);
+  app.add_option("--top-p", options.sampling.top_p,
+                 "Draw among the likeliest tokens that together reach this probability")
+      ->check(number(1e-6, 1.0))
+      ->capture_default_str()
+      ->type_name("P")
+      ->group(kAnswerFlags);
+  add_seed_flag(app, options.model, "Of the draws, of --random-ids and of synthetic weights", kAnswerFlags);
+  app.add_option("--stop", options.stop, "End before this text; may be given several times")
+      ->check(some_text())
+      ->allow_extra_args(false)
+      ->type_name("TEXT")
+      ->group(kAnswerFlags)
+      ->excludes("--ids")
+      ->excludes("--random-ids");
+  app.add_flag("--ignore-eos", options.ignore_eos, "Go on after an end-of-sequence token")->group(kAnswerFlags);
+  app.add_flag("--json", options.json, "Print one JSON document, text and figures, an array for several prompts")
+      ->group(kAnswerFlags);
+}
+
 }  // namespace
 
 Command make_generate(CLI::App& root) {
-  CLI::App* app =
-      root.add_subcommand("generate", "Stream text that continues a prompt; several prompts print a JSON line each");
+  CLI::App* app = root.add_subcommand(
+      "generate",
+      "Continue a prompt: the text streams to stdout, its figures follow on stderr. Several prompts print a JSON line "
+      "each as they finish.");
+  app->footer(
+      "Examples:\n"
+      "  vesper generate --model configs/demo --prompt \"It was a dark and stormy night\"\n"
+      "  vesper generate --model configs/demo --prompt \"A ghost\" --temperature 0.7 --seed 7\n"
+      "  vesper generate --model synthetic:llama-3.1-8b --random-ids 1024 --ignore-eos\n"
+      "Ctrl-C ends after the current token and still prints the figures.");
   auto options = std::make_shared<GenerateOptions>();
+  add_model_flag(*app, options->model.model);
+  add_prompt_flags(*app, *options);
+  add_answer_flags(*app, *options);
   add_engine_flags(*app, options->model);
-  auto* prompt = app->add_option("--prompt", options->sources.prompt,
-                                 "The prompt; an empty one starts from BOS. Without any prompt, stdin is read")
-                     ->type_name("TEXT");
-  auto* file = app->add_option("--prompt-file", options->sources.prompt_file, "A file that holds one prompt")
-                   ->type_name("FILE")
-                   ->excludes(prompt);
-  auto* lines = app->add_option("--prompts-jsonl", options->sources.prompts_jsonl,
-                                "A file of one prompt a line, each a JSON string or {\"prompt\": \"...\"}; they run as "
-                                "one batch")
-                    ->type_name("FILE")
-                    ->excludes(prompt)
-                    ->excludes(file);
-  auto* ids = app->add_option("--ids", options->ids,
-                              "A prompt of token ids, separated by spaces; ids are printed too, no tokenizer is needed")
-                  ->type_name("IDS")
-                  ->excludes(prompt)
-                  ->excludes(file)
-                  ->excludes(lines);
-  app->add_option("--random-ids", options->random_ids,
-                  "A prompt of N token ids drawn from --seed, for synthetic models; ids are printed too")
-      ->check(CLI::Range(1, 1 << 24))
-      ->type_name("N")
-      ->excludes(prompt)
-      ->excludes(file)
-      ->excludes(lines)
-      ->excludes(ids);
-  app->add_option("--max-tokens", options->max_tokens, "Tokens to generate at most")
-      ->check(CLI::Range(1, 1 << 24))
-      ->capture_default_str()
-      ->type_name("N");
-  app->add_option("--temperature", options->sampling.temperature, "0 is greedy: always the likeliest token")
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str()
-      ->type_name("T");
-  app->add_option("--top-k", options->sampling.top_k, "Draw among the k likeliest tokens; 0 is all")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->type_name("K");
-  app->add_option("--top-p", options->sampling.top_p,
-                  "Draw among the likeliest tokens that together reach this probability")
-      ->check(CLI::Range(1e-6, 1.0))
-      ->capture_default_str()
-      ->type_name("P");
-  app->add_option("--stop", options->stop, "End before this text; may be given several times")->type_name("TEXT");
-  app->add_flag("--ignore-eos", options->ignore_eos, "Go on after an end-of-sequence token");
   app->add_option("--decode-last", options->decode_last,
-                  "Feed the prompt's last N tokens through decode, one by one, so that they meet sparse attention")
-      ->check(CLI::NonNegativeNumber)
+                  "Feed the prompt's last N tokens one by one through decode, where each layer's own attention runs")
+      ->check(whole_number(0, kMaxTokens))
       ->capture_default_str()
-      ->type_name("N");
-  app->add_flag("--json", options->json, "Print one JSON document (an array for several prompts) instead of text");
+      ->type_name("N")
+      ->group(kRunFlags);
   return Command{app, [app, options] { return run_generate(*app, *options); }};
 }
 

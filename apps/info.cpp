@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/options.h"
+#include "tokenizer/tokenizer.h"
 
 namespace vesper {
 namespace {
@@ -38,8 +39,8 @@ std::vector<std::pair<std::string, std::string>> attention_lines(const Attention
   return lines;
 }
 
-nlohmann::json as_json(const ModelConfig& config, const MemoryPlan& plan, const AttentionConfig& attention,
-                       const DeviceInfo& device) {
+nlohmann::json as_json(const ModelConfig& config, const std::string& tokenizer, const MemoryPlan& plan,
+                       const AttentionConfig& attention, const DeviceInfo& device) {
   nlohmann::json document;
   document["device"] = {{"kind", device.kind == DeviceKind::kCuda ? "cuda" : "cpu"},
                         {"name", device.name},
@@ -57,11 +58,10 @@ nlohmann::json as_json(const ModelConfig& config, const MemoryPlan& plan, const 
                        {"max_positions", config.max_positions},
                        {"tied_embeddings", config.tied_embeddings},
                        {"parameters", config.parameters()}};
-  document["memory"] = {{"max_context", plan.limits.max_context},
-                        {"max_seqs", plan.limits.max_seqs},
-                        {"kv_pages", plan.kv_pages},
-                        {"total_bytes", plan.total_bytes},
-                        {"free_bytes", plan.free_bytes},
+  document["tokenizer"] = tokenizer.empty() ? nlohmann::json() : nlohmann::json(tokenizer);
+  document["memory"] = {{"max_context", plan.limits.max_context}, {"max_seqs", plan.limits.max_seqs},
+                        {"page_tokens", plan.limits.page_tokens}, {"kv_pages", plan.kv_pages},
+                        {"total_bytes", plan.total_bytes},        {"free_bytes", plan.free_bytes},
                         {"parts", nlohmann::json::object()}};
   for (const MemoryPart& part : plan.parts) document["memory"]["parts"][part.name] = part.bytes;
   document["attention"] = nlohmann::json::array();
@@ -77,8 +77,10 @@ int run_info(const InfoOptions& options) {
   const AttentionConfig attention = parse_attention(options.model.attention, config.layers);
   const MemoryPlan plan = plan_engine_memory(options.model.model, config, engine);
   const DeviceInfo device = device_info(engine.limits.device);
+  std::string tokenizer;
+  if (has_tokenizer(options.model.model)) tokenizer = load_tokenizer(options.model.model)->description();
   if (options.json) {
-    fmt::print("{}\n", as_json(config, plan, attention, device).dump(2));
+    fmt::print("{}\n", as_json(config, tokenizer, plan, attention, device).dump(2));
     return 0;
   }
   fmt::print("device      {}\n", device_line(device));
@@ -87,11 +89,13 @@ int run_info(const InfoOptions& options) {
              config.ffn, config.vocab, config.tied_embeddings ? ", tied embeddings" : "");
   fmt::print("            {:.2f} M parameters, {} positions, rope theta {}\n",
              static_cast<double>(config.parameters()) / 1e6, config.max_positions, config.rope_theta);
+  fmt::print("tokenizer   {}\n", tokenizer.empty() ? "none: prompts are token ids" : tokenizer);
   for (const auto& [layers, backend] : attention_lines(attention)) {
     fmt::print("attention   layers {}: {}\n", layers, backend);
   }
-  fmt::print("context     {} sequence{} of {} tokens, {} pages of {} tokens{}\n", plan.limits.max_seqs,
-             plan.limits.max_seqs == 1 ? "" : "s", plan.limits.max_context, plan.kv_pages, plan.limits.page_tokens,
+  fmt::print("context     {} sequence{} of {} token{}, {} page{} of {} tokens{}\n", plan.limits.max_seqs,
+             plan.limits.max_seqs == 1 ? "" : "s", plan.limits.max_context, plan.limits.max_context == 1 ? "" : "s",
+             plan.kv_pages, plan.kv_pages == 1 ? "" : "s", plan.limits.page_tokens,
              plan.context_was_cut ? " (what fits in 90 % of free memory)" : "");
   fmt::print("memory      {} of {} free\n", format_bytes(plan.total_bytes), format_bytes(plan.free_bytes));
   for (const MemoryPart& part : plan.parts) fmt::print("  {:<20} {:>10}\n", part.name, format_bytes(part.bytes));
@@ -101,15 +105,21 @@ int run_info(const InfoOptions& options) {
 }  // namespace
 
 Command make_info(CLI::App& root) {
-  CLI::App* app =
-      root.add_subcommand("info", "What a run would be: model, memory plan, attention of each layer, device");
+  CLI::App* app = root.add_subcommand(
+      "info", "What a run would be: device, model, attention of each layer, memory plan. Loads and allocates nothing.");
+  app->footer(
+      "Examples:\n"
+      "  vesper info --model configs/demo\n"
+      "  vesper info --model synthetic:llama-3.1-8b --max-context 32768 --max-seqs 4");
   auto options = std::make_shared<InfoOptions>();
+  add_model_flag(*app, options->model.model);
   add_engine_flags(*app, options->model);
   app->add_option("--max-seqs", options->max_seqs, "Sequences side by side")
-      ->check(CLI::Range(1, 4096))
+      ->check(whole_number(1, 4096))
       ->capture_default_str()
-      ->type_name("N");
-  app->add_flag("--json", options->json, "One JSON document instead of text");
+      ->type_name("N")
+      ->group(kRunFlags);
+  app->add_flag("--json", options->json, "Print one JSON document instead of text")->group(kOutputFlags);
   return Command{app, [options] { return run_info(*options); }};
 }
 

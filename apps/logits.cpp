@@ -38,18 +38,19 @@ int run_logits(const LogitsOptions& options) {
   if (tokens == 0) refuse({"reading --ids", "nothing", "at least one token id", ""});
   check_output_path(options.output);
 
-  check_token_ids(model_config_of(options.model.model), ids, "reading --ids");
-
-  ProgressLine loading("loading weights", ProgressUnit::kBytes);
-  Engine engine(options.model.model, engine_options(options.model, 1),
-                [&](std::int64_t done, std::int64_t total) { loading.update(done, total); });
-  loading.finish();
-  CachedSequence sequence;
-  if (tokens > engine.memory().limits.max_context || !engine.reserve(sequence, tokens)) {
+  // What needs no weights is checked before they are loaded.
+  const ModelConfig config = model_config_of(options.model.model);
+  check_token_ids(config, ids, "reading --ids");
+  const EngineOptions engine_settings = engine_options(options.model, 1);
+  const int max_context = plan_engine_memory(options.model.model, config, engine_settings).limits.max_context;
+  if (tokens > max_context) {
     refuse({"admitting --ids", std::to_string(tokens) + " tokens",
-            "at most " + std::to_string(engine.memory().limits.max_context) + " (--max-context)",
-            "pass fewer ids or raise --max-context"});
+            "at most " + std::to_string(max_context) + " (--max-context)", "pass fewer ids or raise --max-context"});
   }
+
+  Engine engine = load_engine(options.model.model, engine_settings);
+  CachedSequence sequence;
+  if (!engine.reserve(sequence, tokens)) fail({"reserving KV pages", "too few", "one context of them", ""});
   std::vector<float> logits(static_cast<std::size_t>(tokens) * static_cast<std::size_t>(engine.config().vocab));
   const int prefilled = tokens - std::min(tokens, options.decode_last);
   ProgressLine progress("logits", ProgressUnit::kTokens);
@@ -77,15 +78,30 @@ int run_logits(const LogitsOptions& options) {
 
 Command make_logits(CLI::App& root) {
   CLI::App* app = root.add_subcommand(
-      "logits", "Logits of given token ids, written as tensor \"logits\" [tokens, vocab] f32. Needs no tokenizer");
+      "logits",
+      "Write the logits of token ids to a safetensors file, to check a model against a reference. Needs no tokenizer.");
+  app->footer(
+      "Writes one tensor: logits [tokens, vocab] f32; row t holds what follows ids 0 ... t.\n\n"
+      "Example:\n"
+      "  vesper logits --model configs/demo --ids \"1 2 3\" --output logits.safetensors");
   auto options = std::make_shared<LogitsOptions>();
+  add_model_flag(*app, options->model.model);
+  app->add_option("--ids", options->ids, "Token ids, separated by spaces")
+      ->required()
+      ->type_name("IDS")
+      ->group(kInputFlags);
+  app->add_option("--output", options->output, "The safetensors file to write")
+      ->required()
+      ->type_name("FILE")
+      ->group(kOutputFlags);
   add_engine_flags(*app, options->model);
-  app->add_option("--ids", options->ids, "Token ids, separated by spaces")->required()->type_name("IDS");
-  app->add_option("--output", options->output, "The safetensors file to write")->required()->type_name("FILE");
-  app->add_option("--decode-last", options->decode_last, "Feed the last N ids one by one through decode")
-      ->check(CLI::NonNegativeNumber)
+  app->add_option("--decode-last", options->decode_last,
+                  "Feed the last N ids one by one through decode, where each layer's own attention runs")
+      ->check(whole_number(0, kMaxTokens))
       ->capture_default_str()
-      ->type_name("N");
+      ->type_name("N")
+      ->group(kRunFlags);
+  add_seed_flag(*app, options->model, "Of synthetic weights", kRunFlags);
   return Command{app, [options] { return run_logits(*options); }};
 }
 

@@ -4,8 +4,14 @@
 #include <spdlog/spdlog.h>
 
 #include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <exception>
+#include <memory>
+#include <new>
 
+#include "apps/help.h"
 #include "apps/options.h"
 #include "engine/core/error.h"
 
@@ -24,48 +30,34 @@ void set_up_logging(const std::string& level) {
   spdlog::set_default_logger(std::move(logger));
 }
 
-std::string known_flags(const CLI::App& app) {
-  std::string names;
-  for (const CLI::Option* option : app.get_options()) {
-    names += (names.empty() ? "" : ", ") + option->get_name();
-  }
-  return names;
-}
-
-// One sentence for a command line that CLI11 refused.
-std::string parse_refusal(const CLI::App& root, const CLI::ParseError& error, const std::string& first_word) {
-  const auto chosen = root.get_subcommands();
-  if (chosen.empty()) {
-    std::string names;
-    for (const CLI::App* command : root.get_subcommands([](const CLI::App*) { return true; })) {
-      names += (names.empty() ? "" : ", ") + command->get_name();
-    }
-    return fmt::format("reading the command line: found {}, expected one of the commands {}",
-                       first_word.empty() ? "nothing" : '"' + first_word + '"', names);
-  }
-  std::string text = fmt::format("vesper {}: {}", chosen[0]->get_name(), error.what());
-  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
-    text += "; its flags are " + known_flags(*chosen[0]);
-  }
-  return text;
+// Text that stdout did not take (a full disk) must not pass for done.
+void check_stdout() {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+  fail({"writing to stdout", std::strerror(errno), "", "make room, or send the text elsewhere"});
 }
 
 int run(int argc, char** argv) {
   CLI::App root("vesper: an LLM decode engine that measures. Text goes to stdout, everything else to stderr.");
+  root.formatter(std::make_shared<HelpFormatter>());
   root.require_subcommand(1);
-  root.set_version_flag("--version", "vesper " VESPER_VERSION);
+  root.set_help_flag("--help,-h", "Show this text")->group(kOtherFlags);
+  root.set_version_flag("--version", "vesper " VESPER_VERSION, "Show the version")->group(kOtherFlags);
   root.footer(
-      "`vesper COMMAND --help` tells a command's flags. Exit codes: 0 done, 1 failed while running, 2 the request or "
-      "the input was wrong.");
+      "First steps:\n"
+      "  vesper generate --model configs/demo --prompt \"It was a dark and stormy night\"\n"
+      "  vesper generate --help      what a command does and all its flags\n\n"
+      "Exit codes: 0 done, 1 failed while running, 2 the request or the input was wrong.");
   std::string log_level = "info";
   std::vector<Command> commands;
   for (const auto make : kCommands) {
     commands.push_back(make(root));
-    commands.back()
-        .app->add_option("--log-level", log_level, "debug, info, warn, error or off")
-        ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
+    CLI::App& app = *commands.back().app;
+    app.add_option("--log-level", log_level, "What to tell on stderr beside errors: debug, info, warn, error or off")
+        ->check(one_of({"debug", "info", "warn", "error", "off"}))
         ->capture_default_str()
-        ->type_name("LEVEL");
+        ->type_name("LEVEL")
+        ->group(kOtherFlags);
+    app.set_help_flag("--help,-h", "Show this text")->group(kOtherFlags);
   }
   try {
     root.parse(argc, argv);
@@ -76,7 +68,10 @@ int run(int argc, char** argv) {
   }
   set_up_logging(log_level);
   for (const Command& command : commands) {
-    if (command.app->parsed()) return command.run();
+    if (!command.app->parsed()) continue;
+    const int code = command.run();
+    check_stdout();
+    return code;
   }
   return kFailed;
 }
@@ -90,6 +85,9 @@ int main(int argc, char** argv) {
   } catch (const vesper::Error& error) {
     fmt::print(stderr, "error: {}\n", error.what());
     return error.fault() == vesper::Fault::kInput ? vesper::kWrongRequest : vesper::kFailed;
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "error: found no host memory left; lower --max-context or free memory\n");
+    return vesper::kFailed;
   } catch (const std::exception& error) {
     fmt::print(stderr, "error: {}\n", error.what());
     return vesper::kFailed;

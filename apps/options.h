@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/help.h"
 #include "engine/engine.h"
 
 namespace vesper {
@@ -24,7 +25,10 @@ Command make_logits(CLI::App& root);
 Command make_attend(CLI::App& root);
 Command make_info(CLI::App& root);
 
-// --model, --device, --attention, --max-context, --prefill-chunk, --page-tokens, --seed.
+// Most tokens that a flag may ask for; far more than memory holds, far less than 32 bits do.
+inline constexpr std::int64_t kMaxTokens = 1 << 24;
+
+// What the flags below fill.
 struct ModelOptions {
   std::string model;
   std::string device = "auto";
@@ -35,8 +39,12 @@ struct ModelOptions {
   std::uint32_t seed = 0;
 };
 void add_model_flag(CLI::App& app, std::string& model);
+// --device, --attention, --page-tokens.
 void add_device_flags(CLI::App& app, ModelOptions& options);
+// These and --max-context, --prefill-chunk.
 void add_engine_flags(CLI::App& app, ModelOptions& options);
+// --seed; `what` it is of differs from command to command.
+void add_seed_flag(CLI::App& app, ModelOptions& options, const std::string& what, const char* group);
 
 // --device auto: the GPU where one can be used, else the CPU with one line that says why. An input error for "cuda"
 // without a usable GPU.
@@ -44,10 +52,19 @@ DeviceKind choose_device(const std::string& name);
 
 EngineOptions engine_options(const ModelOptions& options, int max_seqs);
 
+// The engine with its weights, a progress line showing how far it is.
+Engine load_engine(const std::string& model, const EngineOptions& options);
+
+// What a flag's value must be; the refusal names the flag, what was found and what was expected.
+CLI::Validator whole_number(std::int64_t least, std::int64_t most);
+CLI::Validator number(double least, double most);  // a finite one
+CLI::Validator one_of(const std::vector<std::string>& values);
+CLI::Validator some_text();  // not empty
+
 // "1 2 3" -> numbers; an input error names what is no token id. `flag` is where the text came from.
 std::vector<std::int32_t> parse_ids(const std::string& text, const std::string& flag);
 
-// Refuses an output path that cannot be written, before any work is done.
+// Refuses an output path that cannot be written, as far as can be told before any work is done.
 void check_output_path(const std::string& path);
 
 }  // namespace vesper

@@ -12,6 +12,8 @@ namespace vesper {
 namespace {
 
 constexpr std::chrono::milliseconds kRedraw(100);
+// What takes less is not worth a line, which would also clear the one that the cursor stands on.
+constexpr std::chrono::milliseconds kPatience(500);
 
 }  // namespace
 
@@ -24,7 +26,7 @@ ProgressLine::~ProgressLine() {
 
 void ProgressLine::update(std::int64_t done, std::int64_t total) {
   const Clock::time_point now = Clock::now();
-  if (!terminal_ || total <= 0 || (done < total && now - last_draw_ < kRedraw)) return;
+  if (!terminal_ || total <= 0 || now - start_ < kPatience || (done < total && now - last_draw_ < kRedraw)) return;
   last_draw_ = now;
   drawn_ = true;
   const double seconds = std::chrono::duration<double>(now - start_).count();

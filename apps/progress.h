@@ -9,7 +9,8 @@ namespace vesper {
 
 enum class ProgressUnit : std::uint8_t { kBytes, kTokens };
 
-// Redraws one line of stderr at most ten times a second: title, share, amount, rate. Cleared by finish() or at its end.
+// Redraws one line of stderr at most ten times a second: title, share, amount, rate. Nothing for what takes less than
+// half a second. Cleared by finish() or at its end.
 class ProgressLine {
  public:
   ProgressLine(std::string title, ProgressUnit unit);

@@ -21,7 +21,10 @@ std::vector<std::string> read_prompts(const PromptSources& sources);
 // `count` ids drawn from `seed`, for models without a tokenizer: uniform over the vocabulary.
 std::vector<std::int32_t> random_ids(int count, std::uint64_t seed, int vocab);
 
-// A whole text file, or stdin where `path` is "-". Throws an input error where it cannot be read.
+// A whole text file, or stdin where `path` is "-". Throws an input error where it cannot be read or is not UTF-8.
 std::string read_text(const std::string& path);
+
+// Throws an input error that names `source` and the first byte that is not UTF-8.
+void check_utf8(const std::string& text, const std::string& source);
 
 }  // namespace vesper

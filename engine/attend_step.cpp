@@ -41,9 +41,9 @@ std::string shape_text(const TensorRef& tensor) {
 }
 
 void check_input(const AttendInput& input) {
-  const auto& [q, k, v] = input;
-  const auto wrong = [](const std::string& found, const std::string& expected) {
-    refuse({"reading the tensors of an attention step", found, expected, ""});
+  const auto& [source, q, k, v] = input;
+  const auto wrong = [&](const std::string& found, const std::string& expected) {
+    refuse({"reading q, k and v of " + source, found, expected, ""});
   };
   for (const TensorRef* tensor : {&q, &k, &v}) {
     if (tensor->dtype == DType::kI32 || tensor->dtype == DType::kU8 || tensor->dtype != q.dtype) {

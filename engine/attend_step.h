@@ -13,9 +13,10 @@ namespace vesper {
 // One sequence's newest query and all its keys and values, on the host; keys are already rotated. Any floating dtype,
 // one for all three.
 struct AttendInput {
-  TensorRef q;  // [heads, head_dim]
-  TensorRef k;  // [tokens, kv_heads, head_dim]
-  TensorRef v;  // [tokens, kv_heads, head_dim]
+  std::string source;  // where the tensors came from, for messages
+  TensorRef q;         // [heads, head_dim]
+  TensorRef k;         // [tokens, kv_heads, head_dim]
+  TensorRef v;         // [tokens, kv_heads, head_dim]
 };
 
 struct AttendOutput {

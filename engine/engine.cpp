@@ -15,10 +15,6 @@ namespace {
 
 constexpr std::string_view kSynthetic = "synthetic:";
 
-bool is_synthetic(const std::string& model) {
-  return model.starts_with(kSynthetic);
-}
-
 WeightsPlan plan_weights_of(const std::string& model, const ModelConfig& config, DeviceKind device) {
   return is_synthetic(model) ? plan_synthetic_weights(config, device) : plan_weights(model, config, device);
 }
@@ -41,6 +37,10 @@ std::int64_t sampling_bytes(int rows) {
 }
 
 }  // namespace
+
+bool is_synthetic(const std::string& model) {
+  return model.starts_with(kSynthetic);
+}
 
 ModelConfig model_config_of(const std::string& model) {
   if (is_synthetic(model)) return synthetic_model_config(model.substr(kSynthetic.size()));

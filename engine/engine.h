@@ -24,6 +24,9 @@ struct EngineOptions {
   std::uint64_t seed = 0;           // of synthetic weights
 };
 
+// Whether `--model` names a shape with weights drawn from a seed: synthetic:NAME.
+bool is_synthetic(const std::string& model);
+
 // The shape behind `--model`: a folder, or synthetic:NAME.
 ModelConfig model_config_of(const std::string& model);
 

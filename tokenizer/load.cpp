@@ -5,13 +5,25 @@
 #include "tokenizer/tokenizer.h"
 
 namespace vesper {
+namespace {
+
+constexpr const char* kSentencePieceFile = "tokenizer.model";
+
+// What cannot be looked at counts as absent.
+bool holds(const std::string& folder, const char* name) {
+  std::error_code ignored;
+  return std::filesystem::exists(std::filesystem::path(folder) / name, ignored);
+}
+
+}  // namespace
+
+bool has_tokenizer(const std::string& folder) {
+  return holds(folder, kSentencePieceFile);
+}
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {
-  namespace fs = std::filesystem;
-  const std::string path = (fs::path(folder) / "tokenizer.model").string();
-  std::error_code ignored;  // what cannot be looked at counts as absent
-  if (fs::exists(path, ignored)) return load_sentencepiece(path);
-  const bool has_json = fs::exists(fs::path(folder) / "tokenizer.json", ignored);
+  if (has_tokenizer(folder)) return load_sentencepiece((std::filesystem::path(folder) / kSentencePieceFile).string());
+  const bool has_json = holds(folder, "tokenizer.json");
   refuse(
       {"loading the tokenizer of " + folder,
        has_json ? "tokenizer.json, a format that is not supported yet, and no tokenizer.model" : "no tokenizer.model",

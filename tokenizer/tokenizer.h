@@ -32,6 +32,9 @@ class Tokenizer {
   [[nodiscard]] virtual std::string description() const = 0;
 };
 
+// Whether the folder holds a file that load_tokenizer would read.
+bool has_tokenizer(const std::string& folder);
+
 // The tokenizer of a model folder. Throws an input error that lists the files looked for where there is none.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder);
 

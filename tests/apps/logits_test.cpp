@@ -44,7 +44,7 @@ void expect_same(const std::vector<float>& found, const std::vector<float>& expe
 
 std::string many_ids(int count, int vocab) {
   std::string ids;
-  for (int i = 0; i < count; ++i) ids.append(std::to_string((i * 37 + 11) % vocab)).append(" ");
+  for (int i = 0; i < count; ++i) ids += std::to_string((i * 37 + 11) % vocab) + ' ';
   return ids;
 }
 
