@@ -10,7 +10,10 @@ namespace {
 // Blocks that a device runs side by side: two a multiprocessor hide each other's waits. The CPU cuts by length alone,
 // as finely as plan_splits allows, so that a sequence's result does not depend on the batch it is in.
 int units_of(const AttentionLimits& limits) {
-  if (limits.device == DeviceKind::kCpu) return limits.max_seqs * limits.shape.kv_heads * limits.max_context;
+  if (limits.device == DeviceKind::kCpu) {
+    const std::int64_t keys = std::int64_t{limits.max_seqs} * limits.shape.kv_heads * limits.max_context;
+    return static_cast<int>(std::min(keys, std::int64_t{1} << 30));
+  }
   return 2 * device_info(DeviceKind::kCuda).multiprocessors;
 }
 

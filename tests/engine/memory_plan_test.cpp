@@ -41,6 +41,13 @@ TEST(MemoryPlan, CountsEachPart) {
   EXPECT_EQ(made.total_bytes, sum);
 }
 
+TEST(MemoryPlan, CountsInMoreThan32Bits) {
+  const MemoryPlan made = plan(1 << 24, 64, 1'000'000 * kGb);  // 2^33 keys over all sequences and KV heads
+  EXPECT_EQ(made.parts[1].bytes, std::int64_t{2} * 32 * 8 * 128 * 4 * 64 * (1 << 24));
+  EXPECT_EQ(made.parts[3].name, "split partials");  // one for every 128 keys
+  EXPECT_EQ(made.parts[3].bytes, std::int64_t{64} * (1 << 24) / 128 * 32 * (128 + 1) * 4);
+}
+
 TEST(MemoryPlan, TakesTheModelsMaximumWhereItFits) {
   const MemoryPlan made = plan(0, 1, 100 * kGb);
   EXPECT_EQ(made.limits.max_context, 131072);
