@@ -59,6 +59,7 @@ Command make_tokenize(CLI::App& root) {
   auto* text = app->add_option("--text", options->text, "Text to encode")->type_name("TEXT")->group(kInputFlags);
   auto* file =
       app->add_option("--file", options->file, "File to encode; without it, --text and --decode, stdin is read")
+          ->check(some_text())
           ->type_name("FILE")
           ->group(kInputFlags);
   auto* decode = app->add_option("--decode", options->decode, "Ids to decode, separated by spaces")
