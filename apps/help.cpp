@@ -81,12 +81,13 @@ std::string refused_by(const CLI::App& command, const CLI::ParseError& error) {
   const std::string flag = first_flag(what);
   const std::string doing = "reading the command line of vesper " + command.get_name();
   const CLI::Option* option = command.get_option_no_throw(flag);
-  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
-    const std::vector<std::string> extras = command.remaining();
-    return fmt::format("{}: found \"{}\", expected one of its flags: {}", doing, extras.empty() ? "" : extras[0],
-                       flags_of(command));
+  // A flag that is missing may be there misspelt.
+  const bool missing = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr;
+  const std::vector<std::string> extras = command.remaining();
+  if (!extras.empty() && (missing || dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr)) {
+    return fmt::format("{}: found \"{}\", expected one of its flags: {}", doing, extras[0], flags_of(command));
   }
-  if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && option != nullptr) {
+  if (missing && option != nullptr) {
     return fmt::format("{}: found no {}, expected {}; `vesper {} --help` tells all flags", doing, flag,
                        flag_with_type(*option), command.get_name());
   }

@@ -46,6 +46,7 @@ class Pipe {
   dup2(in.end(0), STDIN_FILENO);
   dup2(out.end(1), STDOUT_FILENO);
   dup2(err.end(1), STDERR_FILENO);
+  if (!settings.stdout_path.empty()) dup2(open(settings.stdout_path.c_str(), O_WRONLY | O_CLOEXEC), STDOUT_FILENO);
   for (const auto& [name, value] : settings.environment) setenv(name.c_str(), value.c_str(), 1);
   (void)std::signal(SIGPIPE, SIG_DFL);
   execv(argv[0], argv.data());
@@ -92,7 +93,7 @@ RunResult run_vesper(const std::vector<std::string>& arguments, const RunSetting
   std::string command;
   for (std::string& word : words) {
     argv.push_back(word.data());
-    command += (command.empty() ? "" : " ") + word.substr(0, 200);
+    command += word.substr(0, 200) + ' ';
   }
   argv.push_back(nullptr);
 

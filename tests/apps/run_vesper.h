@@ -16,6 +16,7 @@ namespace vesper {
 struct RunSettings {
   std::string input{};                                             // what stdin gives before it ends
   std::vector<std::pair<std::string, std::string>> environment{};  // set in the child only
+  std::string stdout_path{};                                       // where stdout goes instead of into the result
   std::int64_t interrupt_after = -1;                               // SIGINT once stdout has given this many bytes
   int limit_s = 120;
 };
