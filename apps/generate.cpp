@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <memory>
@@ -31,6 +32,9 @@ struct GenerateOptions {
   std::vector<std::string> stop;
   bool ignore_eos = false;
   bool json = false;
+
+  // Also of one prompt: what a script reads must not depend on the file's length.
+  [[nodiscard]] bool is_batch() const { return !sources.prompts_jsonl.empty(); }
 };
 
 // Set by Ctrl-C; a second one ends the program at once.
@@ -53,8 +57,8 @@ double quantile(std::vector<double> values, double share) {
   return values[std::min(values.size() - 1, rank == 0 ? 0 : rank - 1)];
 }
 
-std::string count_of(std::size_t tokens) {
-  return fmt::format("{} token{}", tokens, tokens == 1 ? "" : "s");
+std::string count_of(std::size_t count, const char* what = "token") {
+  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
 }
 
 // The figures of a run. TPOT is (time of the last token - TTFT) / (tokens - 1), end to end.
@@ -100,8 +104,8 @@ nlohmann::json to_json(const GenerateResult& result, std::int64_t peak_memory_by
 
 void print_statistics(const GenerateResult& result, std::int64_t peak_memory_bytes) {
   const Timings timings = timings_of(result);
-  fmt::print(stderr, "prompt {} | TTFT {:.1f} ms", count_of(static_cast<std::size_t>(result.prompt_tokens)),
-             timings.ttft_ms);
+  fmt::print(stderr, "prompt {}", count_of(static_cast<std::size_t>(result.prompt_tokens)));
+  if (!result.ids.empty()) fmt::print(stderr, " | TTFT {:.1f} ms", timings.ttft_ms);
   if (result.prefill_seconds > 0) fmt::print(stderr, " | prefill {:.0f} tokens/s", timings.prefill_tokens_per_s);
   fmt::print(stderr, "\n{} ({})", count_of(result.ids.size()), finish_reason_name(result.finish));
   if (!result.token_seconds.empty()) {
@@ -110,6 +114,15 @@ void print_statistics(const GenerateResult& result, std::int64_t peak_memory_byt
                format_bytes(static_cast<std::int64_t>(timings.bytes_per_token)), timings.gbytes_per_s);
   }
   fmt::print(stderr, " | peak memory {}\n", format_bytes(peak_memory_bytes));
+}
+
+// For a batch whose JSON lines hold each prompt's own figures.
+void print_batch_statistics(const std::vector<GenerateResult>& results, double seconds,
+                            std::int64_t peak_memory_bytes) {
+  std::size_t tokens = 0;
+  for (const GenerateResult& result : results) tokens += result.ids.size();
+  fmt::print(stderr, "{} | {} in {:.2f} s, {:.1f} tokens/s | peak memory {}\n", count_of(results.size(), "prompt"),
+             count_of(tokens), seconds, static_cast<double>(tokens) / seconds, format_bytes(peak_memory_bytes));
 }
 
 // The prompts as token ids: text through the tokenizer, BOS first; ids as they are.
@@ -151,10 +164,9 @@ std::vector<GenerateRequest> make_requests(const GenerateOptions& options,
   return requests;
 }
 
-// Tells the three ways of printing apart: one prompt streams text, several print a JSON line each as they finish,
-// --json prints one document at the end.
-GenerateHooks make_hooks(const GenerateOptions& options, const Engine& engine, std::size_t prompts,
-                         ProgressLine& progress) {
+// Tells the three ways of printing apart: one prompt streams text, those of --prompts-jsonl print a JSON line each as
+// they finish, --json prints one document at the end.
+GenerateHooks make_hooks(const GenerateOptions& options, const Engine& engine, ProgressLine& progress) {
   GenerateHooks hooks;
   hooks.interrupted = [] { return interrupt_count > 0; };
   hooks.on_prefill = [&progress](int /*request*/, int done, int total) {
@@ -162,7 +174,7 @@ GenerateHooks make_hooks(const GenerateOptions& options, const Engine& engine, s
     if (done == total) progress.finish();
   };
   if (options.json) return hooks;
-  if (prompts == 1) {
+  if (!options.is_batch()) {
     hooks.on_text = [](int /*request*/, std::string_view text) {
       fmt::print("{}", text);
       std::fflush(stdout);
@@ -200,23 +212,27 @@ int run_generate(const CLI::App& app, GenerateOptions options) {
 
   Engine engine = load_engine(options.model.model, engine_settings);
   (void)std::signal(SIGINT, on_interrupt);
+  const auto start = std::chrono::steady_clock::now();
   ProgressLine prefilling("prefill", ProgressUnit::kTokens);
   const std::vector<GenerateResult> results =
-      generate(engine, tokenizer.get(), requests, make_hooks(options, engine, requests.size(), prefilling));
+      generate(engine, tokenizer.get(), requests, make_hooks(options, engine, prefilling));
   prefilling.finish();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   const std::int64_t peak = engine.peak_memory_bytes();
   if (options.json) {
     nlohmann::json all = nlohmann::json::array();
     for (const GenerateResult& result : results) all.push_back(to_json(result, peak));
-    fmt::print("{}\n", (results.size() == 1 ? all[0] : all).dump(2));
+    fmt::print("{}\n", (options.is_batch() ? all : all[0]).dump(2));
     return 0;
   }
-  if (results.size() == 1) {
+  if (!options.is_batch()) {
     if (from_ids) fmt::print("{}", fmt::join(results[0].ids, " "));
     fmt::print("\n");
     std::fflush(stdout);
     print_statistics(results[0], peak);
+  } else {
+    print_batch_statistics(results, seconds, peak);
   }
   return 0;
 }

@@ -114,6 +114,7 @@ Command make_info(CLI::App& root) {
   auto options = std::make_shared<InfoOptions>();
   add_model_flag(*app, options->model.model);
   add_engine_flags(*app, options->model);
+  add_seed_flag(*app, options->model, "As a run takes it; changes nothing here", kRunFlags);
   app->add_option("--max-seqs", options->max_seqs, "Sequences side by side")
       ->check(whole_number(1, 4096))
       ->capture_default_str()

@@ -26,7 +26,8 @@ ProgressLine::~ProgressLine() {
 
 void ProgressLine::update(std::int64_t done, std::int64_t total) {
   const Clock::time_point now = Clock::now();
-  if (!terminal_ || total <= 0 || now - start_ < kPatience || (done < total && now - last_draw_ < kRedraw)) return;
+  const bool worth_it = drawn_ || (now - start_ >= kPatience && done < total);
+  if (!terminal_ || total <= 0 || !worth_it || (done < total && now - last_draw_ < kRedraw)) return;
   last_draw_ = now;
   drawn_ = true;
   const double seconds = std::chrono::duration<double>(now - start_).count();
@@ -41,6 +42,7 @@ void ProgressLine::update(std::int64_t done, std::int64_t total) {
 }
 
 void ProgressLine::finish() {
+  start_ = Clock::now();
   if (!drawn_) return;
   fmt::print(stderr, "\r\x1b[K");
   std::fflush(stderr);

@@ -5,6 +5,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "engine/core/stream.h"
 #include "tests/apps/run_vesper.h"

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <sstream>
 
 #include "tests/apps/run_vesper.h"
 #include "tests/models/files.h"
@@ -156,7 +157,11 @@ TEST(Generate, ABatchPrintsALineForEachPromptAsItFinishes) {
   EXPECT_EQ(all[0].at("ids"), answer({}).at("ids")) << "a batch changes no answer";
   EXPECT_EQ(all[1].at("prompt_tokens"), 1);
 
-  std::istringstream out(run_well(batch).out);
+  const RunResult result = run_well(batch);
+  EXPECT_TRUE(std::regex_search(
+      result.err, std::regex("4 prompts \\| \\d+ tokens in [\\d.]+ s, [\\d.]+ tokens/s \\| peak memory [\\d.]+ MB\n$")))
+      << result.err;
+  std::istringstream out(result.out);
   std::size_t seen = 0;
   for (std::string line; std::getline(out, line); ++seen) {
     const Json document = Json::parse(line, nullptr, false);
@@ -165,6 +170,19 @@ TEST(Generate, ABatchPrintsALineForEachPromptAsItFinishes) {
     expect_figures(document, document.at("prompt_tokens"), static_cast<int>(document.at("ids").size()));
   }
   EXPECT_EQ(seen, prompts.size());
+}
+
+TEST(Generate, AFileOfOnePromptIsABatchToo) {
+  const TempFolder folder;
+  write_file(folder / "prompts.jsonl", Json(kPrompt).dump());
+  const std::vector<std::string> batch =
+      generate(demo_model(), {"--prompts-jsonl", folder / "prompts.jsonl", "--max-tokens", "24"});
+  EXPECT_EQ(document_of(run_well(batch)).at("prompt"), 0);
+  std::vector<std::string> with_json = batch;
+  with_json.emplace_back("--json");
+  const Json all = document_of(run_well(with_json));
+  ASSERT_TRUE(all.is_array() && all.size() == 1) << all;
+  EXPECT_EQ(all[0].at("text"), answer({}).at("text"));
 }
 
 TEST(Generate, SyntheticModelsAnswerIdsWithIds) {
