@@ -5,7 +5,9 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 vesper=${1:-$here/../../build/bin/vesper}
 
-say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
+# Bold on a terminal.
+if [ -t 1 ]; then bold='\033[1m' plain='\033[0m'; else bold='' plain=''; fi
+say() { printf "\n$bold%s$plain\n" "$1"; }
 
 say "The model"
 "$vesper" info --model "$here"
@@ -13,7 +15,7 @@ say "The model"
 say "A continuation. The embedded model has 7 million parameters: it has the sound of its novels, and babbles."
 prompt="It was a dark and stormy night, and the old house upon the moor"
 printf '%s' "$prompt"
-"$vesper" generate --model "$here" --prompt "$prompt" --max-tokens 160 --temperature 0.7 --top-p 0.95 --seed 7
+"$vesper" generate --log-level warn --model "$here" --prompt "$prompt" --max-tokens 160 --temperature 0.7 --top-p 0.95 --seed 7
 
 if "$vesper" info --model "$here" --device cuda >/dev/null 2>&1; then
   text=needle-16k
@@ -21,5 +23,6 @@ else
   text=needle-4k
 fi
 say "A needle. Among pages of The Hound of the Baskervilles ($text.txt) stands \"One of the special magic numbers for lantern is: 4829173.\"; the question comes at the end."
-printf '... The special magic number for lantern mentioned in the provided text is:'
-"$vesper" generate --model "$here" --prompt-file "$here/$text.txt" --max-tokens 16 --temperature 0 --stop "."
+# A line of its own: a progress bar clears the line that it is drawn on.
+echo "... The special magic number for lantern mentioned in the provided text is:"
+"$vesper" generate --log-level warn --model "$here" --prompt-file "$here/$text.txt" --max-tokens 16 --temperature 0 --stop "."
