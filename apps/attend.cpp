@@ -48,6 +48,7 @@ int run_attend(const CLI::App& app, const AttendOptions& options) {
                           .v = input_tensor(file, "v")};
 
   std::vector<AttendOutput> runs;
+  runs.reserve(static_cast<std::size_t>(options.repeat));
   for (int i = 0; i < options.repeat; ++i) {
     runs.push_back(attend_step(input, options.model.attention, options.model.page_tokens, device));
   }

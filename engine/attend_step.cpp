@@ -41,9 +41,11 @@ std::string shape_text(const TensorRef& tensor) {
 }
 
 void check_input(const AttendInput& input) {
-  const auto& [source, q, k, v] = input;
-  const auto wrong = [&](const std::string& found, const std::string& expected) {
-    refuse({"reading q, k and v of " + source, found, expected, ""});
+  const TensorRef& q = input.q;
+  const TensorRef& k = input.k;
+  const TensorRef& v = input.v;
+  const auto wrong = [&input](const std::string& found, const std::string& expected) {
+    refuse({"reading q, k and v of " + input.source, found, expected, ""});
   };
   for (const TensorRef* tensor : {&q, &k, &v}) {
     if (tensor->dtype == DType::kI32 || tensor->dtype == DType::kU8 || tensor->dtype != q.dtype) {

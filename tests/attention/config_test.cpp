@@ -38,7 +38,8 @@ TEST(AttentionConfig, ShorthandCoversEveryLayer) {
     (void)parse_attention("quset", 3);
     FAIL();
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("\"quset\", expected a backend (dense)"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("\"quset\", expected a backend (dense)"), std::string::npos)
+        << error.what();
   }
 }
 
