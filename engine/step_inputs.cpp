@@ -24,6 +24,7 @@ std::int64_t StepInputs::capacity(Array array, int max_tokens, int max_seqs, int
     case kQueryStart:
       return std::int64_t{max_seqs} + 1;
     case kKvLen:
+    case kRequest:
       return max_seqs;
     case kPageTable:
       return std::int64_t{max_seqs} * seq_pages;
@@ -84,6 +85,7 @@ Batch StepInputs::prepare(const Exec& exec, Phase phase, std::span<const StepEnt
     batch.tokens += count;
     host(kQueryStart)[s + 1] = batch.tokens;
     host(kKvLen)[s] = kv_len;
+    host(kRequest)[s] = sequence->request;
     batch.max_query_tokens = std::max(batch.max_query_tokens, count);
     batch.max_kv_len = std::max(batch.max_kv_len, kv_len);
   }
@@ -93,6 +95,7 @@ Batch StepInputs::prepare(const Exec& exec, Phase phase, std::span<const StepEnt
   batch.seq_of_token = Numbers(send(exec, kSeqOfToken, batch.tokens), batch.tokens);
   batch.query_start = Numbers(send(exec, kQueryStart, batch.seqs + 1), batch.seqs + 1);
   batch.kv_len = Numbers(send(exec, kKvLen, batch.seqs), batch.seqs);
+  batch.request = Numbers(send(exec, kRequest, batch.seqs), batch.seqs);
   batch.page_table = TensorView<const std::int32_t, 2>(send(exec, kPageTable, std::int64_t{batch.seqs} * seq_pages_),
                                                        batch.seqs, seq_pages_);
   batch.host_kv_len = std::span<const std::int32_t>(host(kKvLen), static_cast<std::size_t>(batch.seqs));

@@ -33,7 +33,7 @@ class StepInputs {
   TensorView<const std::int32_t, 1> prepare_rows(const Exec& exec, std::span<const std::int32_t> rows);
 
  private:
-  enum Array { kIds, kPositions, kSeqOfToken, kQueryStart, kKvLen, kRows, kPageTable, kArrays };
+  enum Array { kIds, kPositions, kSeqOfToken, kQueryStart, kKvLen, kRequest, kRows, kPageTable, kArrays };
   [[nodiscard]] static std::int64_t capacity(Array array, int max_tokens, int max_seqs, int seq_pages);
   [[nodiscard]] std::int32_t* host(Array array) const;
   // Copies the first `count` numbers of an array to the device and gives the device's address.

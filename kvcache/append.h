@@ -20,10 +20,12 @@ struct Rope {
 //   qkv    [tokens, (heads + 2 kv_heads) * head_dim]: heads of q, then kv_heads of k, then kv_heads of v
 //   q_out  [tokens, heads * head_dim], same dtype as qkv
 //   kv     dtype equal to qkv's
-// Rotation in fp32, rounded once to the dtype. Pages must exist; nothing is checked on the device.
+// Rotation in fp32, rounded once to the dtype. Pages must exist; nothing is checked on the device. The side tables that
+// `kv` has are brought up to date (kvcache/side_tables.h).
 void append_kv(const Exec& exec, const TensorRef& qkv, const Rope& rope, const Batch& batch, const LayerKv& kv,
                const TensorRef& q_out);
 
+// Without the side tables.
 namespace cpu {
 void append_kv(TensorView<const float, 2> qkv, const Rope& rope, const Batch& batch, const LayerKv& kv,
                TensorView<float, 2> q_out);

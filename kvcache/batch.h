@@ -26,6 +26,7 @@ struct Batch {
   TensorView<const std::int32_t, 1> query_start;   // [seqs + 1] first query row of a sequence
   TensorView<const std::int32_t, 1> kv_len;        // [seqs] tokens in the cache, this step's included
   TensorView<const std::int32_t, 2> page_table;    // [seqs, capacity] physical page of a sequence's p-th page
+  TensorView<const std::int32_t, 1> request;       // [seqs] number of a sequence's request: part of a draw's key
   std::span<const std::int32_t> host_kv_len;       // [seqs] the same lengths, for planning on the host
 };
 

@@ -1,25 +1,74 @@
 #include "kvcache/kv_cache.h"
 
 #include <cassert>
+#include <string>
+
+#include "engine/core/error.h"
 
 namespace vesper {
+namespace {
 
-KvCache::KvCache(const KvShape& shape, int pages, DeviceKind device)
-    : shape_(shape),
-      pages_(pages),
-      storage_(device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost, bytes(shape, pages), "the KV cache") {
-  free_.reserve(static_cast<std::size_t>(pages));
-  for (std::int32_t page = pages - 1; page >= 0; --page) free_.push_back(page);
+// Every layer's tensors in the cache's memory: K and V of all layers, then side tables, each of which starts on 256
+// bytes. Without memory (null) only the size is of use.
+struct Placement {
+  std::vector<LayerKv> layers;
+  std::int64_t bytes = 0;
+};
+
+Placement place(const KvShape& shape, std::int64_t pages, std::span<const SideTables> side_tables, void* memory) {
+  assert(side_tables.empty() || static_cast<int>(side_tables.size()) == shape.layers);
+  Placement placed;
+  const auto put = [&](TensorRef& tensor, DType dtype, std::int64_t rows, std::int64_t columns) {
+    tensor = tensor_ref(nullptr, dtype, pages, shape.kv_heads, rows, columns);
+    if (memory != nullptr) tensor.data = static_cast<std::byte*>(memory) + placed.bytes;
+    placed.bytes += tensor.bytes();
+  };
+  const auto put_aligned = [&](TensorRef& tensor, DType dtype, std::int64_t rows, std::int64_t columns) {
+    placed.bytes = (placed.bytes + 255) / 256 * 256;
+    put(tensor, dtype, rows, columns);
+  };
+
+  for (int l = 0; l < shape.layers; ++l) {
+    LayerKv& layer = placed.layers.emplace_back();
+    put(layer.k, shape.dtype, shape.page_tokens, shape.head_dim);
+    put(layer.v, shape.dtype, shape.page_tokens, shape.head_dim);
+  }
+  for (std::size_t l = 0; l < side_tables.size(); ++l) {
+    LayerKv& layer = placed.layers[l];
+    if (side_tables[l].page_bounds) put_aligned(layer.bounds, shape.dtype, 2, shape.head_dim);
+    if (side_tables[l].page_moments) put_aligned(layer.moments, DType::kF32, 2, shape.head_dim);
+    if (side_tables[l].int4_keys) {
+      put_aligned(layer.int4, DType::kU8, shape.page_tokens, shape.head_dim / 2);
+      put_aligned(layer.int4_params, DType::kF16, shape.page_tokens, 2);
+    }
+  }
+  return placed;
 }
 
-LayerKv KvCache::layer(int l) const {
-  const std::int64_t tensor_bytes =
-      std::int64_t{pages_} * shape_.kv_heads * shape_.page_tokens * shape_.head_dim * dtype_bytes(shape_.dtype);
-  auto* base = static_cast<std::byte*>(storage_.data()) + std::int64_t{2} * l * tensor_bytes;
-  const auto tensor = [&](std::byte* data) {
-    return tensor_ref(data, shape_.dtype, pages_, shape_.kv_heads, shape_.page_tokens, shape_.head_dim);
-  };
-  return LayerKv{.k = tensor(base), .v = tensor(base + tensor_bytes)};
+// The shape, if it can have these side tables.
+const KvShape& checked(const KvShape& shape, std::span<const SideTables> side_tables) {
+  for (const SideTables& tables : side_tables) {
+    if (!tables.int4_keys || shape.head_dim % 2 == 0) continue;
+    refuse({"keeping int4 keys", "head_dim " + std::to_string(shape.head_dim), "an even number: two keys share a byte",
+            "choose an attention backend that needs no int4 keys"});
+  }
+  return shape;
+}
+
+}  // namespace
+
+std::int64_t KvCache::bytes(const KvShape& shape, std::int64_t pages, std::span<const SideTables> side_tables) {
+  return place(shape, pages, side_tables, nullptr).bytes;
+}
+
+KvCache::KvCache(const KvShape& shape, int pages, DeviceKind device, std::span<const SideTables> side_tables)
+    : shape_(checked(shape, side_tables)),
+      pages_(pages),
+      storage_(device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost, bytes(shape, pages, side_tables),
+               "the KV cache"),
+      layers_(place(shape, pages, side_tables, storage_.data()).layers) {
+  free_.reserve(static_cast<std::size_t>(pages));
+  for (std::int32_t page = pages - 1; page >= 0; --page) free_.push_back(page);
 }
 
 bool KvCache::reserve(CachedSequence& sequence, int tokens) {

@@ -8,6 +8,14 @@
 
 namespace vesper {
 
+// Facts about stored keys that a cache keeps for a layer besides K and V (kvcache/side_tables.h).
+struct SideTables {
+  bool page_bounds = false;
+  bool page_moments = false;
+  bool int4_keys = false;
+  bool operator==(const SideTables&) const = default;
+};
+
 // The sizes of a cache; all counts, `dtype` is that of K and V (f32 on the CPU, the checkpoint's 16-bit type on CUDA).
 struct KvShape {
   int layers = 0;
@@ -20,6 +28,14 @@ struct KvShape {
   [[nodiscard]] std::int64_t page_bytes() const {
     return std::int64_t{2} * layers * kv_heads * page_tokens * head_dim * dtype_bytes(dtype);
   }
+  // The side tables of one page in one layer that has `tables`.
+  [[nodiscard]] std::int64_t side_table_bytes(const SideTables& tables) const {
+    std::int64_t bytes = 0;  // of a KV head
+    if (tables.page_bounds) bytes += std::int64_t{2} * head_dim * dtype_bytes(dtype);
+    if (tables.page_moments) bytes += std::int64_t{2} * head_dim * dtype_bytes(DType::kF32);
+    if (tables.int4_keys) bytes += page_tokens * (head_dim / 2 + 2 * dtype_bytes(DType::kF16));
+    return kv_heads * bytes;
+  }
 };
 
 // Element offset of (token row t, channel d) inside a tile. Within a tile the chunk c of 8 channels (16 bytes at 16
@@ -31,10 +47,14 @@ VESPER_HD constexpr int tile_offset(int t, int d, int head_dim) {
   return t * head_dim + (((d / 8) ^ (t % 8)) * 8) + d % 8;
 }
 
-// One layer's K and V.
+// One layer's K and V, and its side tables; those that the layer does not have are null.
 struct LayerKv {
-  TensorRef k;  // [pages, kv_heads, page_tokens, head_dim], each tile in the order of tile_offset
-  TensorRef v;  // likewise
+  TensorRef k;                 // [pages, kv_heads, page_tokens, head_dim], each tile in the order of tile_offset
+  TensorRef v;                 // likewise
+  TensorRef bounds = {};       // [pages, kv_heads, {min, max}, head_dim], K's dtype
+  TensorRef moments = {};      // [pages, kv_heads, {sum, sum of squares}, head_dim] f32
+  TensorRef int4 = {};         // [pages, kv_heads, page_tokens, head_dim / 2] u8
+  TensorRef int4_params = {};  // [pages, kv_heads, page_tokens, {scale, zero}] f16
 };
 
 }  // namespace vesper

@@ -24,7 +24,7 @@ inline std::vector<float> random_floats(std::mt19937& random, std::size_t count,
 // Lengths and query tokens of a step, and the arrays that a Batch views. `query_tokens` are the last ones of each
 // sequence. Pages are given out in random order, and the pool holds a few that nobody owns.
 struct RaggedBatch {
-  std::vector<std::int32_t> ids, positions, seq_of_token, query_start, kv_len, page_table;
+  std::vector<std::int32_t> ids, positions, seq_of_token, query_start, kv_len, page_table, request;
   Batch batch;
   int pages = 0;  // of the pool
 
@@ -37,6 +37,7 @@ struct RaggedBatch {
       const int length = lengths[static_cast<std::size_t>(s)];
       const int queries = query_tokens[static_cast<std::size_t>(s)];
       kv_len.push_back(length);
+      request.push_back(s);
       for (int t = length - queries; t < length; ++t) {
         ids.push_back(0);
         positions.push_back(t);
@@ -71,6 +72,7 @@ struct RaggedBatch {
     batch.seq_of_token = TensorView<const std::int32_t, 1>(seq_of_token.data(), tokens);
     batch.query_start = TensorView<const std::int32_t, 1>(query_start.data(), seqs + 1);
     batch.kv_len = TensorView<const std::int32_t, 1>(kv_len.data(), seqs);
+    batch.request = TensorView<const std::int32_t, 1>(request.data(), seqs);
     batch.page_table = TensorView<const std::int32_t, 2>(page_table.data(), seqs, capacity);
     batch.host_kv_len = kv_len;
   }

@@ -59,7 +59,7 @@ std::vector<float> download_floats(const Stream& stream, const Buffer& device, s
 
 // A Batch whose arrays lie on the device.
 struct DeviceBatch {
-  Buffer positions, seq_of_token, query_start, kv_len, page_table;
+  Buffer positions, seq_of_token, query_start, kv_len, page_table, request;
   Batch batch;
 
   DeviceBatch(const Stream& stream, const RaggedBatch& ragged)
@@ -68,12 +68,14 @@ struct DeviceBatch {
         query_start(upload(stream, ragged.query_start)),
         kv_len(upload(stream, ragged.kv_len)),
         page_table(upload(stream, ragged.page_table)),
+        request(upload(stream, ragged.request)),
         batch(ragged.batch) {
     batch.ids = {};
     batch.positions = positions.view<const std::int32_t>(batch.tokens);
     batch.seq_of_token = seq_of_token.view<const std::int32_t>(batch.tokens);
     batch.query_start = query_start.view<const std::int32_t>(batch.seqs + 1);
     batch.kv_len = kv_len.view<const std::int32_t>(batch.seqs);
+    batch.request = request.view<const std::int32_t>(batch.seqs);
     batch.page_table = page_table.view<const std::int32_t>(batch.seqs, ragged.batch.page_table.shape(1));
   }
 };

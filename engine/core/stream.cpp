@@ -92,6 +92,10 @@ float Event::ms_since(const Event& start) const {
   return cuda::event_ms_between(start.event_, event_);
 }
 
+void synchronize(const Exec& exec) {
+  if (exec.on_cuda()) cuda::synchronize_stream(exec.stream);
+}
+
 void copy_bytes(const Exec& exec, void* to, const void* from, std::int64_t bytes) {
   if (bytes <= 0) return;
   if (exec.on_cuda()) return cuda::copy_async(to, from, bytes, exec.stream);

@@ -71,6 +71,9 @@ class Event {
 // (pinned memory makes the copy asynchronous).
 void copy_bytes(const Exec& exec, void* to, const void* from, std::int64_t bytes);
 
+// Waits until all that was queued on the stream is done.
+void synchronize(const Exec& exec);
+
 // Sets bytes to zero, ordered on the stream.
 void zero_bytes(const Exec& exec, void* data, std::int64_t bytes);
 

@@ -4,6 +4,10 @@
 
 #include <algorithm>
 #include <set>
+#include <string>
+#include <vector>
+
+#include "engine/core/error.h"
 
 namespace vesper {
 namespace {
@@ -74,6 +78,63 @@ TEST(KvCache, LayersDoNotOverlap) {
   }
   std::sort(ranges.begin(), ranges.end());
   for (std::size_t i = 1; i < ranges.size(); ++i) EXPECT_EQ(ranges[i - 1].second, ranges[i].first);
+}
+
+// Each layer has the tables that it asked for, in room of its own, aligned for 16-byte accesses; they are counted.
+TEST(KvCache, HoldsTheSideTablesOfEachLayer) {
+  for (const DType dtype : {DType::kF32, DType::kBf16}) {
+    const KvShape shape{.layers = 4, .kv_heads = 3, .head_dim = 20, .page_tokens = 16, .dtype = dtype};
+    const std::vector<SideTables> wanted = {
+        {},
+        {.page_bounds = true},
+        {.page_bounds = true, .int4_keys = true},
+        {.page_bounds = true, .page_moments = true, .int4_keys = true},
+    };
+    const int pages = 7;
+    const KvCache cache(shape, pages, DeviceKind::kCpu, wanted);
+    std::vector<std::pair<std::byte*, std::byte*>> ranges;
+    std::int64_t side_bytes = 0;
+    for (int l = 0; l < shape.layers; ++l) {
+      const LayerKv& kv = cache.layer(l);
+      const SideTables& tables = wanted[static_cast<std::size_t>(l)];
+      EXPECT_EQ(kv.bounds.data != nullptr, tables.page_bounds);
+      EXPECT_EQ(kv.moments.data != nullptr, tables.page_moments);
+      EXPECT_EQ(kv.int4.data != nullptr, tables.int4_keys);
+      EXPECT_EQ(kv.int4_params.data != nullptr, tables.int4_keys);
+      std::int64_t layer_bytes = 0;
+      for (const TensorRef& tensor : {kv.k, kv.v, kv.bounds, kv.moments, kv.int4, kv.int4_params}) {
+        if (tensor.data == nullptr) continue;
+        auto* begin = static_cast<std::byte*>(tensor.data);
+        ranges.emplace_back(begin, begin + tensor.bytes());
+        layer_bytes += tensor.bytes();
+      }
+      EXPECT_EQ(layer_bytes - kv.k.bytes() - kv.v.bytes(), pages * shape.side_table_bytes(tables));
+      side_bytes += layer_bytes - kv.k.bytes() - kv.v.bytes();
+    }
+    std::sort(ranges.begin(), ranges.end());
+    for (std::size_t i = 1; i < ranges.size(); ++i) {
+      EXPECT_LE(ranges[i - 1].second, ranges[i].first);
+      EXPECT_LT(ranges[i].first - ranges[i - 1].second, 256);
+    }
+    const std::int64_t bytes = KvCache::bytes(shape, pages, wanted);
+    EXPECT_EQ(ranges.back().second - ranges.front().first, bytes);
+    EXPECT_GE(bytes, pages * shape.page_bytes() + side_bytes);
+    for (std::size_t i = static_cast<std::size_t>(2 * shape.layers); i < ranges.size(); ++i) {
+      EXPECT_EQ((ranges[i].first - ranges.front().first) % 256, 0);
+    }
+  }
+}
+
+TEST(KvCache, RefusesInt4KeysOfAnOddHeadDim) {
+  const KvShape shape{.layers = 1, .kv_heads = 1, .head_dim = 5, .page_tokens = 16, .dtype = DType::kF32};
+  const std::vector<SideTables> wanted = {{.int4_keys = true}};
+  try {
+    const KvCache cache(shape, 2, DeviceKind::kCpu, wanted);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.fault(), Fault::kInput);
+    EXPECT_NE(std::string(error.what()).find("head_dim 5"), std::string::npos) << error.what();
+  }
 }
 
 }  // namespace

@@ -1,0 +1,33 @@
+// Facts about stored keys that live beside the pages and move with them. They are rebuilt, for every page that a step
+// writes to, from the page's stored keys, as the second half of the append pass: so they are right after page reuse, at
+// a chunk border in mid-page and after a truncation, without any state of their own.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/core/exec.h"
+#include "engine/core/tensor.h"
+#include "kvcache/batch.h"
+#include "kvcache/layout.h"
+
+namespace vesper {
+
+// Rebuilds the side tables that `kv` has (those whose data is not null) for the pages that hold the step's tokens.
+//   bounds   [pages, kv_heads, 2, head_dim], dtype of the cache: per channel the least, then the largest stored key
+//   moments  [pages, kv_heads, 2, head_dim] f32: per channel the sum of the keys, then the sum of their squares
+//   int4     [pages, kv_heads, page_tokens, head_dim / 2] u8: channel 2 c in the low four bits of byte c, 2 c + 1 in
+//            the high ones; rows in plain order
+//   int4_params [pages, kv_heads, page_tokens, 2] f16: scale, zero; key ~ code * scale + zero
+// Quantisation of a row: zero = f16(min), scale = f16 of (max - zero) / 15, code = round half to even of
+// (key - zero) / scale in fp32, clamped to 0 ... 15; a scale of 0 gives codes of 0. Lines that hold no token are not
+// written.
+void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv);
+
+namespace cpu {
+void update_side_tables(const Batch& batch, const LayerKv& kv);
+}  // namespace cpu
+namespace cuda {
+void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv);
+}  // namespace cuda
+
+}  // namespace vesper
