@@ -50,7 +50,8 @@ int run_attend(const CLI::App& app, const AttendOptions& options) {
   std::vector<AttendOutput> runs;
   runs.reserve(static_cast<std::size_t>(options.repeat));
   for (int i = 0; i < options.repeat; ++i) {
-    runs.push_back(attend_step(input, options.model.attention, options.model.page_tokens, device));
+    runs.push_back(attend_step(input, options.model.attention, options.model.page_tokens,
+                               options.model.seed + static_cast<std::uint32_t>(i), device));
   }
   // Lists of different runs may differ in length; all are padded to the longest.
   int columns = 0;

@@ -4,18 +4,18 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
+#include "apps/attention_report.h"
 #include "apps/options.h"
 #include "apps/progress.h"
 #include "apps/prompts.h"
 #include "engine/core/error.h"
+#include "engine/statistics.h"
 
 namespace vesper {
 namespace {
@@ -43,18 +43,6 @@ volatile std::sig_atomic_t interrupt_count = 0;
 void on_interrupt(int /*signal*/) {
   interrupt_count = interrupt_count + 1;
   (void)std::signal(SIGINT, SIG_DFL);
-}
-
-double mean(const std::vector<double>& values) {
-  return values.empty() ? 0.0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
-}
-
-// The smallest value that at least `share` of all values do not exceed.
-double quantile(std::vector<double> values, double share) {
-  if (values.empty()) return 0.0;
-  std::sort(values.begin(), values.end());
-  const auto rank = static_cast<std::size_t>(std::ceil(share * static_cast<double>(values.size())));
-  return values[std::min(values.size() - 1, rank == 0 ? 0 : rank - 1)];
 }
 
 std::string count_of(std::size_t count, const char* what = "token") {
@@ -222,7 +210,11 @@ int run_generate(const CLI::App& app, GenerateOptions options) {
   const std::int64_t peak = engine.peak_memory_bytes();
   if (options.json) {
     nlohmann::json all = nlohmann::json::array();
-    for (const GenerateResult& result : results) all.push_back(to_json(result, peak));
+    const nlohmann::json attention = attention_report_json(engine.attention_config(), engine.attention_totals());
+    for (const GenerateResult& result : results) {
+      all.push_back(to_json(result, peak));
+      all.back()["attention"] = attention;  // of the whole run
+    }
     fmt::print("{}\n", (options.is_batch() ? all : all[0]).dump(2));
     return 0;
   }
@@ -233,6 +225,9 @@ int run_generate(const CLI::App& app, GenerateOptions options) {
     print_statistics(results[0], peak);
   } else {
     print_batch_statistics(results, seconds, peak);
+  }
+  for (const std::string& line : attention_report(engine.attention_config(), engine.attention_totals())) {
+    fmt::print(stderr, "{}\n", line);
   }
   return 0;
 }

@@ -76,10 +76,15 @@ std::string first_flag(const std::string& text) {
   return text.substr(0, text.find_first_of(" :"));
 }
 
+// "vesper eval ppl": the words that lead to a command.
+std::string words_of(const CLI::App& app) {
+  return app.get_parent() == nullptr ? "vesper" : words_of(*app.get_parent()) + ' ' + app.get_name();
+}
+
 std::string refused_by(const CLI::App& command, const CLI::ParseError& error) {
   const std::string what = error.what();
   const std::string flag = first_flag(what);
-  const std::string doing = "reading the command line of vesper " + command.get_name();
+  const std::string doing = "reading the command line of " + words_of(command);
   const CLI::Option* option = command.get_option_no_throw(flag);
   // A flag that is missing may be there misspelt.
   const bool missing = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr;
@@ -88,8 +93,8 @@ std::string refused_by(const CLI::App& command, const CLI::ParseError& error) {
     return fmt::format("{}: found \"{}\", expected one of its flags: {}", doing, extras[0], flags_of(command));
   }
   if (missing && option != nullptr) {
-    return fmt::format("{}: found no {}, expected {}; `vesper {} --help` tells all flags", doing, flag,
-                       flag_with_type(*option), command.get_name());
+    return fmt::format("{}: found no {}, expected {}; `{} --help` tells all flags", doing, flag,
+                       flag_with_type(*option), words_of(command));
   }
   if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr && option != nullptr) {
     return fmt::format("{}: found {} {}, expected {} once", doing, flag,
@@ -126,16 +131,23 @@ std::string HelpFormatter::make_help(const CLI::App* app, std::string name, CLI:
 }
 
 std::string parse_refusal(const CLI::App& root, const CLI::ParseError& error, const std::string& first_word) {
+  const std::string doing =
+      "reading the command line" + (root.get_parent() == nullptr ? "" : " of " + words_of(root)) + ": ";
   const auto chosen = root.get_subcommands();
   const std::vector<std::string> before = root.remaining();
-  if (!chosen.empty() && before.empty()) return refused_by(*chosen[0], error);
-  if (!chosen.empty()) {
-    return fmt::format(
-        "reading the command line: found \"{}\" outside of a command, expected vesper {} and then its flags", before[0],
-        chosen[0]->get_name());
+  if (!chosen.empty() && before.empty()) {
+    const CLI::App& command = *chosen[0];
+    if (commands_of(command).empty()) return refused_by(command, error);
+    const std::vector<std::string> left = command.remaining();
+    return parse_refusal(command, error, left.empty() ? "" : left[0]);
   }
-  return fmt::format("reading the command line: found {}, expected one of the commands {}; `vesper --help` tells more",
-                     first_word.empty() ? "nothing" : '"' + first_word + '"', names_of(commands_of(root)));
+  if (!chosen.empty()) {
+    return fmt::format("{}found \"{}\" outside of a command, expected {} and then its flags", doing, before[0],
+                       words_of(*chosen[0]));
+  }
+  return fmt::format("{}found {}, expected one of the commands {}; `{} --help` tells more", doing,
+                     first_word.empty() ? "nothing" : '"' + first_word + '"', names_of(commands_of(root)),
+                     words_of(root));
 }
 
 }  // namespace vesper

@@ -3,7 +3,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "apps/attention_report.h"
 #include "apps/options.h"
+#include "kvcache/kv_cache.h"
 #include "tokenizer/tokenizer.h"
 
 namespace vesper {
@@ -25,22 +27,29 @@ std::string device_line(const DeviceInfo& device) {
                      format_bytes(device.l2_bytes), format_bytes(device.free_bytes), format_bytes(device.total_bytes));
 }
 
-// "layers 0-31  dense": neighbours with one setting in one line.
-std::vector<std::pair<std::string, std::string>> attention_lines(const AttentionConfig& attention) {
-  std::vector<std::pair<std::string, std::string>> lines;
-  const std::size_t layers = attention.layers.size();
-  for (std::size_t first = 0; first < layers;) {
-    std::size_t last = first;
-    while (last + 1 < layers && attention.layers[last + 1] == attention.layers[first]) ++last;
-    lines.emplace_back(first == last ? fmt::format("{}", first) : fmt::format("{}-{}", first, last),
-                       attention.layers[first].backend);
-    first = last + 1;
+// For each run of layers with one setting: its range, its setting, and the side tables of one of its layers in bytes.
+struct AttentionLine {
+  std::string layers;
+  std::string backend;
+  std::int64_t side_table_bytes = 0;
+};
+
+std::vector<AttentionLine> attention_lines(const AttentionConfig& attention, const MemoryPlan& plan,
+                                           const KvShape& shape) {
+  std::vector<AttentionLine> lines;
+  const std::vector<SideTables> tables = ModelAttention::side_tables({&attention, 1});
+  for (const auto& [first, last] : layer_runs(attention)) {
+    KvShape layer = shape;
+    layer.layers = 1;
+    const SideTables& of_layer = tables[static_cast<std::size_t>(first)];
+    lines.push_back({layer_range(first, last), describe(attention.layers[static_cast<std::size_t>(first)]),
+                     KvCache::bytes(layer, plan.kv_pages, {&of_layer, 1}) - KvCache::bytes(layer, plan.kv_pages)});
   }
   return lines;
 }
 
 nlohmann::json as_json(const ModelConfig& config, const std::string& tokenizer, const MemoryPlan& plan,
-                       const AttentionConfig& attention, const DeviceInfo& device) {
+                       const std::vector<AttentionLine>& attention, const DeviceInfo& device) {
   nlohmann::json document;
   document["device"] = {{"kind", device.kind == DeviceKind::kCuda ? "cuda" : "cpu"},
                         {"name", device.name},
@@ -65,8 +74,9 @@ nlohmann::json as_json(const ModelConfig& config, const std::string& tokenizer, 
                         {"parts", nlohmann::json::object()}};
   for (const MemoryPart& part : plan.parts) document["memory"]["parts"][part.name] = part.bytes;
   document["attention"] = nlohmann::json::array();
-  for (const auto& [layers, backend] : attention_lines(attention)) {
-    document["attention"].push_back({{"layers", layers}, {"backend", backend}});
+  for (const AttentionLine& line : attention) {
+    document["attention"].push_back(
+        {{"layers", line.layers}, {"backend", line.backend}, {"side_table_bytes_a_layer", line.side_table_bytes}});
   }
   return document;
 }
@@ -77,10 +87,11 @@ int run_info(const InfoOptions& options) {
   const AttentionConfig attention = parse_attention(options.model.attention, config.layers);
   const MemoryPlan plan = plan_engine_memory(options.model.model, config, engine);
   const DeviceInfo device = device_info(engine.limits.device);
+  const std::vector<AttentionLine> lines = attention_lines(attention, plan, kv_shape(config, plan));
   std::string tokenizer;
   if (has_tokenizer(options.model.model)) tokenizer = load_tokenizer(options.model.model)->description();
   if (options.json) {
-    fmt::print("{}\n", as_json(config, tokenizer, plan, attention, device).dump(2));
+    fmt::print("{}\n", as_json(config, tokenizer, plan, lines, device).dump(2));
     return 0;
   }
   fmt::print("device      {}\n", device_line(device));
@@ -90,8 +101,10 @@ int run_info(const InfoOptions& options) {
   fmt::print("            {:.2f} M parameters, {} positions, rope theta {}\n",
              static_cast<double>(config.parameters()) / 1e6, config.max_positions, config.rope_theta);
   fmt::print("tokenizer   {}\n", tokenizer.empty() ? "none: prompts are token ids" : tokenizer);
-  for (const auto& [layers, backend] : attention_lines(attention)) {
-    fmt::print("attention   layers {}: {}\n", layers, backend);
+  for (const AttentionLine& line : lines) {
+    fmt::print(
+        "attention   layers {}: {}{}\n", line.layers, line.backend,
+        line.side_table_bytes == 0 ? "" : fmt::format(", side tables {} a layer", format_bytes(line.side_table_bytes)));
   }
   fmt::print("context     {} sequence{} of {} token{}, {} page{} of {} tokens{}\n", plan.limits.max_seqs,
              plan.limits.max_seqs == 1 ? "" : "s", plan.limits.max_context, plan.limits.max_context == 1 ? "" : "s",

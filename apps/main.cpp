@@ -21,7 +21,8 @@ namespace {
 constexpr int kFailed = 1;
 constexpr int kWrongRequest = 2;
 
-constexpr std::array kCommands = {&make_generate, &make_tokenize, &make_logits, &make_attend, &make_info};
+constexpr std::array kCommands = {&make_generate, &make_tokenize, &make_logits, &make_attend,
+                                  &make_info,     &make_compare,  &make_eval};
 
 void set_up_logging(const std::string& level) {
   auto logger = spdlog::stderr_color_mt("vesper");
@@ -34,6 +35,19 @@ void set_up_logging(const std::string& level) {
 void check_stdout() {
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
   fail({"writing to stdout", std::strerror(errno), "", "make room, or send the text elsewhere"});
+}
+
+// The flags of every command, and of each of its kinds where it has some.
+void add_other_flags(CLI::App& app, std::string& log_level) {
+  app.set_help_flag("--help,-h", "Show this text")->group(kOtherFlags);
+  const auto kinds = app.get_subcommands([](const CLI::App*) { return true; });
+  for (CLI::App* kind : kinds) add_other_flags(*kind, log_level);
+  if (!kinds.empty()) return;
+  app.add_option("--log-level", log_level, "What to tell on stderr beside errors: debug, info, warn, error or off")
+      ->check(one_of({"debug", "info", "warn", "error", "off"}))
+      ->capture_default_str()
+      ->type_name("LEVEL")
+      ->group(kOtherFlags);
 }
 
 int run(int argc, char** argv) {
@@ -51,13 +65,7 @@ int run(int argc, char** argv) {
   std::vector<Command> commands;
   for (const auto make : kCommands) {
     commands.push_back(make(root));
-    CLI::App& app = *commands.back().app;
-    app.add_option("--log-level", log_level, "What to tell on stderr beside errors: debug, info, warn, error or off")
-        ->check(one_of({"debug", "info", "warn", "error", "off"}))
-        ->capture_default_str()
-        ->type_name("LEVEL")
-        ->group(kOtherFlags);
-    app.set_help_flag("--help,-h", "Show this text")->group(kOtherFlags);
+    add_other_flags(*commands.back().app, log_level);
   }
   try {
     root.parse(argc, argv);

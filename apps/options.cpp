@@ -76,9 +76,10 @@ void add_device_flags(CLI::App& app, ModelOptions& options) {
       ->type_name("DEVICE")
       ->group(kRunFlags);
   app.add_option("--attention", options.attention,
-                 "What the layers attend with: a backend's name (dense), or a .json file with a rule for each layer")
+                 "What the layers attend with: dense, quest, twilight or vattention, with settings as in "
+                 "quest:token_budget=1024 (layers 0 and 1 stay dense), or a .json file with a rule for each layer")
       ->capture_default_str()
-      ->type_name("FILE|NAME")
+      ->type_name("FILE|SPEC")
       ->group(kRunFlags);
   app.add_option("--page-tokens", options.page_tokens, "Tokens a page of the KV cache: 16, 32 or 64")
       ->check(one_of({"16", "32", "64"}))

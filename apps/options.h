@@ -23,7 +23,9 @@ Command make_generate(CLI::App& root);
 Command make_tokenize(CLI::App& root);
 Command make_logits(CLI::App& root);
 Command make_attend(CLI::App& root);
+Command make_eval(CLI::App& root);
 Command make_info(CLI::App& root);
+Command make_compare(CLI::App& root);
 
 // Most tokens that a flag may ask for; far more than memory holds, far less than 32 bits do.
 inline constexpr std::int64_t kMaxTokens = 1 << 24;

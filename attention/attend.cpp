@@ -33,11 +33,11 @@ void attend_prefill(const Exec& exec, const AttentionShape& shape, const TensorR
 
 void attend_decode(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                    const Batch& batch, const SplitPlan& plan, const SplitPartials& partials, const TensorRef& out,
-                   TensorView<float, 2> lse) {
+                   TensorView<float, 2> lse, std::int32_t longest) {
   if constexpr (kHaveCuda) {
-    if (exec.on_cuda()) return cuda::attend_decode(exec, shape, q, kv, batch, plan, partials, out, lse);
+    if (exec.on_cuda()) return cuda::attend_decode(exec, shape, q, kv, batch, plan, partials, out, lse, longest);
   }
-  cpu::attend_decode(shape, q.as<const float, 2>(), kv, batch, plan, partials, out.as<float, 2>(), lse);
+  cpu::attend_decode(shape, q.as<const float, 2>(), kv, batch, plan, partials, out.as<float, 2>(), lse, longest);
 }
 
 Cost attend_decode_cost(const AttentionShape& shape, DType dtype, std::int64_t seqs, std::int64_t total_kv_len) {

@@ -52,10 +52,11 @@ void attend_prefill(const Exec& exec, const AttentionShape& shape, const TensorR
 // for the query heads of a group.
 //   q, out [seqs, heads * head_dim], dtype of the cache
 //   lse    [seqs, heads] natural log of sum e^s, written where its data is not null
+//   longest  sequences of more tokens are left alone: others attend for them to a selection
 // Same limits as attend_prefill.
 void attend_decode(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                    const Batch& batch, const SplitPlan& plan, const SplitPartials& partials, const TensorRef& out,
-                   TensorView<float, 2> lse);
+                   TensorView<float, 2> lse, std::int32_t longest = INT32_MAX);
 
 // Decode: K and V of all sequences' tokens, q and out.
 Cost attend_decode_cost(const AttentionShape& shape, DType dtype, std::int64_t seqs, std::int64_t total_kv_len);
@@ -67,7 +68,7 @@ void attend_prefill(const AttentionShape& shape, TensorView<const float, 2> q, c
                     TensorView<float, 2> out);
 void attend_decode(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
                    const SplitPlan& plan, const SplitPartials& partials, TensorView<float, 2> out,
-                   TensorView<float, 2> lse);
+                   TensorView<float, 2> lse, std::int32_t longest);
 }  // namespace cpu
 namespace cuda {
 // Throws an input error that lists what the kernels take, where `shape` is not among it.
@@ -76,7 +77,7 @@ void attend_prefill(const Exec& exec, const AttentionShape& shape, const TensorR
                     const Batch& batch, const TensorRef& out);
 void attend_decode(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                    const Batch& batch, const SplitPlan& plan, const SplitPartials& partials, const TensorRef& out,
-                   TensorView<float, 2> lse);
+                   TensorView<float, 2> lse, std::int32_t longest);
 }  // namespace cuda
 
 }  // namespace vesper

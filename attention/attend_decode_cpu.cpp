@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/attend.h"
+#include "attention/attend_decode.h"
 #include "attention/attend_lanes.h"
 #include "attention/kv_tiles.h"
 #include "engine/core/lanes.h"
@@ -14,8 +15,10 @@
 namespace vesper::cpu {
 namespace {
 
-// Joins the splits of sequence s, head h. An empty split has lse -inf and weight zero.
-void merge_splits(const SplitPartials& partials, int splits, int head_dim, int s, int h, float* out, float* lse) {
+// One sequence and head.
+void merge_splits(const SplitPartials& partials, int s, int h, float* out, float* lse) {
+  const auto splits = static_cast<int>(partials.out.shape(2));
+  const auto head_dim = static_cast<int>(partials.out.shape(3));
   float largest = -INFINITY;
   for (int split = 0; split < splits; ++split) largest = std::max(largest, partials.lse(s, h, split));
   float total = 0.0F;
@@ -32,9 +35,20 @@ void merge_splits(const SplitPartials& partials, int splits, int head_dim, int s
 
 }  // namespace
 
+void merge_splits(const AttentionShape& shape, const Batch& batch, LengthRange lengths, const SplitPartials& partials,
+                  TensorView<float, 2> out, TensorView<float, 2> lse) {
+  for (int s = 0; s < batch.seqs; ++s) {
+    if (!lengths.contains(batch.kv_len(s))) continue;
+    for (int h = 0; h < shape.heads; ++h) {
+      merge_splits(partials, s, h, &out(s, h * shape.head_dim), lse.data() == nullptr ? nullptr : &lse(s, h));
+    }
+  }
+}
+
 void attend_decode(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
                    const SplitPlan& plan, const SplitPartials& partials, TensorView<float, 2> out,
-                   TensorView<float, 2> lse) {
+                   TensorView<float, 2> lse, std::int32_t longest) {
+  const LengthRange lengths{.longest = longest};
   const int group = shape.group();
   const int head_dim = shape.head_dim;
   const std::vector<std::int32_t> offsets = chunk_offsets(shape);
@@ -48,6 +62,7 @@ void attend_decode(const AttentionShape& shape, TensorView<const float, 2> q, co
       const auto split = static_cast<int>(i % plan.splits);
       const auto g = static_cast<int>(i / plan.splits % shape.kv_heads);
       const auto s = static_cast<int>(i / plan.splits / shape.kv_heads);
+      if (!lengths.contains(batch.kv_len(s))) continue;
       const int key_begin = split * plan.split_tokens;
       const int key_end = std::min(batch.kv_len(s), key_begin + plan.split_tokens);
       if (key_begin >= key_end) {
@@ -69,12 +84,7 @@ void attend_decode(const AttentionShape& shape, TensorView<const float, 2> q, co
     }
   });
 
-  for (int s = 0; s < batch.seqs; ++s) {
-    for (int h = 0; h < shape.heads; ++h) {
-      merge_splits(partials, plan.splits, head_dim, s, h, &out(s, h * head_dim),
-                   lse.data() == nullptr ? nullptr : &lse(s, h));
-    }
-  }
+  merge_splits(shape, batch, lengths, partials, out, lse);
 }
 
 }  // namespace vesper::cpu

@@ -66,6 +66,23 @@ void score(const DecodeSplit& split, const State& state, const KeyRows& rows, in
   }
 }
 
+// The rows of the block that begins with key `first`.
+void find_block(const DecodeSplit& split, int first, KeyRows& rows) {
+  if (split.list.k != nullptr) {
+    find_rows(split.list, first, split.key_end, rows);
+  } else {
+    find_rows(split.kv, first, split.key_end, rows);
+  }
+}
+
+// Adds the tail's weight to the scores of its keys, where the block that begins with key `first` has some.
+void add_tail_weight(const DecodeSplit& split, const State& state, int first, int keys) {
+  const int begin = split.tail_begin > first ? split.tail_begin - first : 0;
+  for (int h = 0; h < split.group; ++h) {
+    for (int t = begin; t < keys; ++t) scores_of(state, h)[t] += split.tail_log_weight;
+  }
+}
+
 // Scores of one head become weights.
 void weigh(const State& state, int keys, int h) {
   float* scores = scores_of(state, h);
@@ -141,12 +158,13 @@ void attend(const DecodeSplit& split) {
   KeyRows blocks[2];
   KeyRows* rows = &blocks[0];
   KeyRows* next = &blocks[1];
-  find_rows(split.kv, split.key_begin, split.key_end, *rows);
+  find_block(split, split.key_begin, *rows);
   for (int first = split.key_begin; first < split.key_end; first += kBlockKeys) {
-    find_rows(split.kv, first + kBlockKeys, split.key_end, *next);
+    find_block(split, first + kBlockKeys, *next);
     int h = 0;
     for (; h + 2 <= split.group; h += 2) score<2>(split, state, *rows, h);
     if (h < split.group) score<1>(split, state, *rows, h);
+    add_tail_weight(split, state, first, rows->count);
     for (h = 0; h < split.group; ++h) weigh(state, rows->count, h);
     h = 0;
     for (; h + 2 <= split.group; h += 2) gather<2>(split, state, *rows, *next, h);

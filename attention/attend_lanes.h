@@ -34,13 +34,23 @@ struct PrefillTile {
   float* scratch = nullptr;  // prefill_scratch(queries, group, head_dim) elements
 };
 
+// Keys of a list, in its order: where each one's tiles and its line's chunks lie.
+struct KeyList {
+  const float* const* k = nullptr;
+  const float* const* v = nullptr;
+  const std::int32_t* const* chunk = nullptr;
+};
+
 // One query token, with the heads of one group, over keys [key_begin, key_end), at least one.
 struct DecodeSplit {
-  KvTiles kv;
+  KvTiles kv;                // where `list` is set, only for its sizes
+  KeyList list = {};         // where its pointers are not null, keys are those of the list
   const float* q = nullptr;  // [group, head_dim]
   int group = 0;
   int key_begin = 0;
   int key_end = 0;
+  int tail_begin = INT32_MAX;    // keys from here on have tail_log_weight added to their scores
+  float tail_log_weight = 0.0F;  // read where there are such keys
   float scale = 0.0F;
   float* out = nullptr;  // [head_dim] a head, `out_stride` apart, normalised
   std::int64_t out_stride = 0;

@@ -1,29 +1,145 @@
 #include "attention/attention.h"
 
 #include <algorithm>
+#include <numeric>
 
+#include "attention/sparse.h"
 #include "engine/core/error.h"
+#include "engine/core/stream.h"
 
 namespace vesper {
+namespace {
 
-std::int64_t ModelAttention::scratch_bytes(const AttentionConfig& /*config*/, const AttentionLimits& limits) {
-  return DenseAttention::scratch_bytes(limits);
+constexpr int kCounterKinds = 5;  // of LayerCounters
+
+struct NeededTables {
+  SideTables operator()(const DenseConfig& /*config*/) const { return {}; }
+  SideTables operator()(const QuestConfig& config) const { return of_pages(config.page_score); }
+  SideTables operator()(const TwilightConfig& config) const {
+    SideTables tables = config.dense_base ? SideTables{} : of_pages(config.page_score);
+    tables.int4_keys = config.scores == KeySource::kInt4;
+    return tables;
+  }
+  SideTables operator()(const VAttentionConfig& config) const {
+    SideTables tables;
+    tables.page_bounds = config.top_k_by == TopKBy::kQuest;
+    tables.int4_keys = config.top_k_by == TopKBy::kInt4;
+    return tables;
+  }
+
+ private:
+  static SideTables of_pages(PageScore score) {
+    SideTables tables;
+    tables.page_bounds = score == PageScore::kMinMax;
+    tables.page_moments = score == PageScore::kMeanStd;
+    return tables;
+  }
+};
+
+struct MakeBackend {
+  const AttentionLimits& limits;
+  int dense_below;
+  std::unique_ptr<AttentionBackend> operator()(const DenseConfig& /*config*/) const {
+    return std::make_unique<DenseAttention>(limits);
+  }
+  std::unique_ptr<AttentionBackend> operator()(const QuestConfig& config) const {
+    return make_quest(config, dense_below, limits);
+  }
+  std::unique_ptr<AttentionBackend> operator()(const TwilightConfig& config) const {
+    return make_twilight(config, dense_below, limits);
+  }
+  std::unique_ptr<AttentionBackend> operator()(const VAttentionConfig& config) const {
+    return make_vattention(config, dense_below, limits);
+  }
+};
+
+struct ScratchOf {
+  const AttentionLimits& limits;
+  BackendScratch operator()(const DenseConfig& /*config*/) const { return {}; }
+  BackendScratch operator()(const QuestConfig& config) const { return quest_scratch(config, limits); }
+  BackendScratch operator()(const TwilightConfig& config) const { return twilight_scratch(config, limits); }
+  BackendScratch operator()(const VAttentionConfig& config) const { return vattention_scratch(config, limits); }
+};
+
+std::vector<BackendConfig> distinct_backends(const AttentionConfig& config) {
+  std::vector<BackendConfig> distinct;
+  for (const BackendConfig& layer : config.layers) {
+    if (std::find(distinct.begin(), distinct.end(), layer) == distinct.end()) distinct.push_back(layer);
+  }
+  return distinct;
 }
 
-ModelAttention::ModelAttention(const AttentionConfig& config, const AttentionLimits& limits) : limits_(limits) {
+std::int64_t counter_bytes(const AttentionConfig& config, const AttentionLimits& limits) {
+  return static_cast<std::int64_t>(config.layers.size()) * kCounterKinds * limits.shape.kv_heads *
+         static_cast<std::int64_t>(sizeof(std::int64_t));
+}
+
+void check_int4(const std::vector<SideTables>& tables, const AttentionShape& shape) {
+  const bool int4 = std::any_of(tables.begin(), tables.end(), [](const SideTables& t) { return t.int4_keys; });
+  if (!int4 || shape.head_dim % 2 == 0) return;
+  refuse({"setting up int4 keys", "head_dim " + std::to_string(shape.head_dim), "an even one",
+          "choose a backend that keeps no int4 keys"});
+}
+
+}  // namespace
+
+std::vector<SideTables> ModelAttention::side_tables(std::span<const AttentionConfig> arms) {
+  std::vector<SideTables> tables;
+  for (const AttentionConfig& arm : arms) {
+    tables.resize(arm.layers.size());
+    for (std::size_t l = 0; l < tables.size(); ++l) {
+      const SideTables needed = std::visit(NeededTables{}, arm.layers[l].settings);
+      tables[l].page_bounds = tables[l].page_bounds || needed.page_bounds;
+      tables[l].page_moments = tables[l].page_moments || needed.page_moments;
+      tables[l].int4_keys = tables[l].int4_keys || needed.int4_keys;
+    }
+  }
+  return tables;
+}
+
+ModelAttention::Scratch ModelAttention::scratch_bytes(const AttentionConfig& config, const AttentionLimits& limits) {
+  Scratch total;
+  total.selections = counter_bytes(config, limits);
+  for (const BackendConfig& backend : distinct_backends(config)) {
+    const BackendScratch own = std::visit(ScratchOf{limits}, backend.settings);
+    total.partials += DenseAttention::scratch_bytes(limits) + own.partials;
+    total.selections += own.selections;
+  }
+  return total;
+}
+
+ModelAttention::ModelAttention(const AttentionConfig& config, const AttentionLimits& limits, const Exec& exec)
+    : config_(config),
+      limits_(limits),
+      counters_(exec.on_cuda() ? Memory::kDevice : Memory::kHost, counter_bytes(config, limits),
+                "the counters of attention"),
+      counted_(config.layers.size()) {
   if constexpr (kHaveCuda) {
     if (limits.device == DeviceKind::kCuda) cuda::check_attention_shape(limits.shape);
   }
-  std::vector<BackendConfig> distinct;
-  for (const BackendConfig& layer : config.layers) {
-    auto known = std::find(distinct.begin(), distinct.end(), layer);
-    const auto number = static_cast<std::size_t>(known - distinct.begin());
-    if (known == distinct.end()) {
-      distinct.push_back(layer);
-      backends_.push_back(std::make_unique<DenseAttention>(limits));
-    }
-    of_layer_.push_back(backends_[number].get());
+  check_int4(side_tables({&config, 1}), limits.shape);
+  const std::vector<BackendConfig> distinct = distinct_backends(config);
+  for (const BackendConfig& backend : distinct) {
+    backends_.push_back(std::visit(MakeBackend{limits, backend.dense_below}, backend.settings));
   }
+  for (const BackendConfig& layer : config.layers) {
+    const auto number = std::find(distinct.begin(), distinct.end(), layer) - distinct.begin();
+    of_layer_.push_back(backends_[static_cast<std::size_t>(number)].get());
+  }
+  reset_totals(exec);
+}
+
+LayerCounters ModelAttention::counters(int layer) const {
+  auto* numbers = static_cast<std::int64_t*>(counters_.data());
+  const std::int64_t kv_heads = limits_.shape.kv_heads;
+  const auto kind = [&](int k) {
+    return TensorView<std::int64_t, 1>(numbers + (std::int64_t{layer} * kCounterKinds + k) * kv_heads, kv_heads);
+  };
+  return {.kept_tokens = kind(0),
+          .visible_tokens = kind(1),
+          .sampled_tokens = kind(2),
+          .lists = kind(3),
+          .guard_hits = kind(4)};
 }
 
 void ModelAttention::plan(const Batch& batch) {
@@ -34,7 +150,48 @@ void ModelAttention::plan(const Batch& batch) {
 void ModelAttention::run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch,
                          const TensorRef& out, TensorView<float, 2> lse) {
   if (batch.phase == Phase::kPrefill) return attend_prefill(exec, limits_.shape, q, kv, batch, out);
-  of_layer_[static_cast<std::size_t>(layer)]->run(exec, layer, q, kv, batch, out, lse);
+  AttentionBackend& backend = *of_layer_[static_cast<std::size_t>(layer)];
+  backend.run(exec, {.number = layer, .kv = kv, .counters = counters(layer)}, q, batch, out, lse);
+
+  AttentionTotals& counted = counted_[static_cast<std::size_t>(layer)];
+  counted.steps += batch.seqs;
+  counted.metadata_bytes += backend.metadata_bytes();
+  const std::int64_t token_bytes =
+      std::int64_t{2} * limits_.shape.kv_heads * limits_.shape.head_dim * dtype_bytes(limits_.dtype);
+  for (const std::int32_t tokens : batch.host_kv_len) counted.dense_bytes += tokens * token_bytes;
+}
+
+Selection ModelAttention::last_selection(int layer) const {
+  return of_layer_[static_cast<std::size_t>(layer)]->last_selection();
+}
+
+std::vector<AttentionTotals> ModelAttention::totals(const Exec& exec) const {
+  const auto kv_heads = static_cast<std::size_t>(limits_.shape.kv_heads);
+  std::vector<std::int64_t> numbers(counted_.size() * kCounterKinds * kv_heads);
+  copy_bytes(exec, numbers.data(), counters_.data(), counters_.bytes());
+  synchronize(exec);
+  std::vector<AttentionTotals> all = counted_;
+  const std::int64_t row_bytes = std::int64_t{2} * limits_.shape.head_dim * dtype_bytes(limits_.dtype);
+  for (std::size_t l = 0; l < all.size(); ++l) {
+    const auto sum = [&](std::size_t kind) {
+      const auto begin = numbers.begin() + static_cast<std::ptrdiff_t>((l * kCounterKinds + kind) * kv_heads);
+      return std::accumulate(begin, begin + static_cast<std::ptrdiff_t>(kv_heads), std::int64_t{0});
+    };
+    AttentionTotals& layer = all[l];
+    layer.backend = backend_name(config_.layers[l]);
+    layer.kept_tokens = sum(0);
+    layer.visible_tokens = sum(1);
+    layer.sampled_tokens = sum(2);
+    layer.sparse_steps = sum(3) / static_cast<std::int64_t>(kv_heads);
+    layer.guard_hits = sum(4);
+    layer.kv_bytes = layer.dense_bytes - (layer.visible_tokens - layer.kept_tokens) * row_bytes;
+  }
+  return all;
+}
+
+void ModelAttention::reset_totals(const Exec& exec) {
+  zero_bytes(exec, counters_.data(), counters_.bytes());
+  std::fill(counted_.begin(), counted_.end(), AttentionTotals{});
 }
 
 }  // namespace vesper

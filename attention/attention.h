@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,8 +17,27 @@ namespace vesper {
 struct AttentionLimits {
   AttentionShape shape;
   DeviceKind device = DeviceKind::kCpu;
+  DType dtype = DType::kF32;  // of the cache
   int max_seqs = 1;
-  int max_context = 0;  // tokens a sequence
+  int max_context = 0;     // tokens a sequence
+  std::uint32_t seed = 0;  // of random draws, where a backend's settings name none
+};
+
+// Running totals of one layer's decode steps, on the device: what lists held, for each KV head. Zero for layers and
+// sequences that attended dense.
+struct LayerCounters {
+  TensorView<std::int64_t, 1> kept_tokens;     // [kv_heads]
+  TensorView<std::int64_t, 1> visible_tokens;  // [kv_heads]
+  TensorView<std::int64_t, 1> sampled_tokens;  // [kv_heads]
+  TensorView<std::int64_t, 1> lists;           // [kv_heads]
+  TensorView<std::int64_t, 1> guard_hits;      // [kv_heads]
+};
+
+// One layer's cache and counters.
+struct AttendLayer {
+  int number = 0;
+  LayerKv kv;
+  LayerCounters counters;
 };
 
 // Decides which cached keys a decode step reads, and reads them. One instance serves all layers that share its
@@ -36,9 +56,18 @@ class AttentionBackend {
 
   // Device work of one layer; K and V of this step are in the cache already. No host reads, no allocation.
   //   q, out [seqs, heads * head_dim];  lse [seqs, heads] is written where its data is not null
-  virtual void run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch,
+  virtual void run(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
                    const TensorRef& out, TensorView<float, 2> lse) = 0;
+
+  // The lists of the last run, on the device; null views for dense attention.
+  [[nodiscard]] virtual Selection last_selection() const { return {}; }
+  // Bytes of side tables and of keys read for scores alone that one layer of the planned step reads.
+  [[nodiscard]] virtual std::int64_t metadata_bytes() const { return 0; }
 };
+
+// Blocks that a device runs side by side: decode attention is cut into about so many pieces. The CPU cuts by length
+// alone, as finely as it may, so that a sequence's result does not depend on the batch it is in.
+int decode_units(const AttentionLimits& limits);
 
 // Attention over every cached key.
 class DenseAttention final : public AttentionBackend {
@@ -48,8 +77,11 @@ class DenseAttention final : public AttentionBackend {
 
   explicit DenseAttention(const AttentionLimits& limits);
   void plan(const Batch& batch) override;
-  void run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch, const TensorRef& out,
+  void run(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch, const TensorRef& out,
            TensorView<float, 2> lse) override;
+  // The same for the sequences of at most `longest` tokens only.
+  void run_short(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                 const TensorRef& out, TensorView<float, 2> lse, std::int32_t longest);
 
  private:
   AttentionLimits limits_;
@@ -58,15 +90,35 @@ class DenseAttention final : public AttentionBackend {
   Buffer partials_;
 };
 
+// What a layer's decode steps read, added up over all steps so far.
+struct AttentionTotals {
+  std::string backend;
+  std::int64_t steps = 0;           // sequence-steps, dense ones included
+  std::int64_t sparse_steps = 0;    // of these, those that made lists
+  std::int64_t visible_tokens = 0;  // over sparse steps and KV heads
+  std::int64_t kept_tokens = 0;
+  std::int64_t sampled_tokens = 0;
+  std::int64_t guard_hits = 0;
+  std::int64_t dense_bytes = 0;     // K and V of all visible tokens, over all steps
+  std::int64_t kv_bytes = 0;        // K and V read
+  std::int64_t metadata_bytes = 0;  // side tables, and keys read for scores alone
+};
+
 // The attention of a whole model: layer l decodes through the backend that `config` gives it, and prefills dense, as in
 // all three papers.
 class ModelAttention {
  public:
-  // Device memory that the backends of `config` take for split partials.
-  static std::int64_t scratch_bytes(const AttentionConfig& config, const AttentionLimits& limits);
+  // The facts about keys that each layer's backend needs, in any of several configurations over one cache.
+  static std::vector<SideTables> side_tables(std::span<const AttentionConfig> arms);
+  // Device memory that the backends of `config` take: split partials, then scores, lists and counters.
+  struct Scratch {
+    std::int64_t partials = 0;
+    std::int64_t selections = 0;
+  };
+  static Scratch scratch_bytes(const AttentionConfig& config, const AttentionLimits& limits);
 
-  // Throws an input error where the device has no kernel for the shape.
-  ModelAttention(const AttentionConfig& config, const AttentionLimits& limits);
+  // Throws an input error where the device has no kernel for the shape, or a budget is under a page.
+  ModelAttention(const AttentionConfig& config, const AttentionLimits& limits, const Exec& exec);
 
   // Once a step, before its first layer.
   void plan(const Batch& batch);
@@ -74,10 +126,22 @@ class ModelAttention {
   void run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch, const TensorRef& out,
            TensorView<float, 2> lse = {});
 
+  // The lists that `layer` made last; waits for nothing.
+  [[nodiscard]] Selection last_selection(int layer) const;
+  // Reads the device's counters back and waits. One entry a layer.
+  [[nodiscard]] std::vector<AttentionTotals> totals(const Exec& exec) const;
+  // Starts the counters anew.
+  void reset_totals(const Exec& exec);
+
  private:
+  [[nodiscard]] LayerCounters counters(int layer) const;
+
+  AttentionConfig config_;
   AttentionLimits limits_;
   std::vector<std::unique_ptr<AttentionBackend>> backends_;  // one for each distinct setting
   std::vector<AttentionBackend*> of_layer_;
+  Buffer counters_;                       // [layers, 5, kv_heads] i64
+  std::vector<AttentionTotals> counted_;  // what the host knows: steps and bytes
 };
 
 }  // namespace vesper

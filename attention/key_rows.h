@@ -31,6 +31,17 @@ VESPER_INLINE void find_rows(const KvTiles& kv, int first, int end, KeyRows& row
   }
 }
 
+// The same of a list.
+VESPER_INLINE void find_rows(const KeyList& list, int first, int end, KeyRows& rows) {
+  const int left = end > first ? end - first : 0;
+  rows.count = left < kBlockKeys ? left : kBlockKeys;
+  for (int t = 0; t < rows.count; ++t) {
+    rows.k[t] = list.k[first + t];
+    rows.v[t] = list.v[first + t];
+    rows.chunk[t] = list.chunk[first + t];
+  }
+}
+
 // Chunk c of a row; `width` < 8 where it is the last of a head_dim that is no multiple of 8.
 VESPER_INLINE f32x8 load_chunk(const float* tile, const std::int32_t* chunk, int c, int width) {
   const float* from = tile + chunk[c];

@@ -1,5 +1,6 @@
 #include "engine/attend_step.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -88,9 +89,48 @@ Buffer make_qkv(const AttendInput& input, DType dtype) {
   return buffer;
 }
 
+// What was on each KV head's list, as token numbers; a dense step has made none and read everything.
+void read_list(const Exec& exec, const Selection& list, int tokens, int page_tokens, AttendOutput& result,
+               int kv_heads) {
+  const auto heads = static_cast<std::size_t>(kv_heads);
+  std::vector<std::vector<std::int32_t>> lists(heads);
+  result.tail_begin.assign(heads, tokens);
+  if (list.index.data() == nullptr) {
+    for (auto& of_head : lists) {
+      of_head.resize(static_cast<std::size_t>(tokens));
+      std::iota(of_head.begin(), of_head.end(), 0);
+    }
+  } else {
+    const auto capacity = static_cast<std::size_t>(list.index.shape(2));
+    std::vector<std::int32_t> index(heads * capacity);
+    std::vector<std::int32_t> count(heads);
+    copy_bytes(exec, index.data(), list.index.data(), list.index.size() * 4);
+    copy_bytes(exec, count.data(), list.count.data(), list.count.size() * 4);
+    copy_bytes(exec, result.tail_begin.data(), list.tail_begin.data(), list.tail_begin.size() * 4);
+    synchronize(exec);
+    const int entry_tokens = list.unit == SelectionUnit::kPages ? page_tokens : 1;
+    for (std::size_t g = 0; g < heads; ++g) {
+      for (std::int32_t i = 0; i < count[g]; ++i) {
+        const std::int32_t first = index[g * capacity + static_cast<std::size_t>(i)] * entry_tokens;
+        for (int t = first; t < std::min(tokens, first + entry_tokens); ++t) lists[g].push_back(t);
+      }
+      if (list.unit == SelectionUnit::kPages) result.tail_begin[g] = static_cast<std::int32_t>(lists[g].size());
+    }
+  }
+  for (const auto& of_head : lists) {
+    result.count.push_back(static_cast<std::int32_t>(of_head.size()));
+    result.index_columns = std::max(result.index_columns, result.count.back());
+  }
+  for (auto& of_head : lists) {
+    of_head.resize(static_cast<std::size_t>(result.index_columns), -1);
+    result.index.insert(result.index.end(), of_head.begin(), of_head.end());
+  }
+}
+
 }  // namespace
 
-AttendOutput attend_step(const AttendInput& input, const std::string& attention, int page_tokens, DeviceKind device) {
+AttendOutput attend_step(const AttendInput& input, const std::string& attention, int page_tokens, std::uint32_t seed,
+                         DeviceKind device) {
   check_input(input);
   const bool cuda = device == DeviceKind::kCuda;
   const Memory memory = cuda ? Memory::kDevice : Memory::kHost;
@@ -103,12 +143,16 @@ AttendOutput attend_step(const AttendInput& input, const std::string& attention,
                              .head_dim = static_cast<int>(input.q.shape[1]),
                              .page_tokens = page_tokens,
                              .scale = 1.0F / std::sqrt(static_cast<float>(input.q.shape[1]))};
-  ModelAttention backend(parse_attention(attention, 1),
-                         AttentionLimits{.shape = shape, .device = device, .max_seqs = 1, .max_context = tokens});
+  const AttentionConfig config = parse_attention(attention, 1, 0);
+  ModelAttention backend(
+      config,
+      AttentionLimits{
+          .shape = shape, .device = device, .dtype = dtype, .max_seqs = 1, .max_context = tokens, .seed = seed},
+      exec);
   const KvShape kv{
       .layers = 1, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim, .page_tokens = page_tokens, .dtype = dtype};
   const int pages = (tokens + page_tokens - 1) / page_tokens;
-  KvCache cache(kv, pages, device);
+  KvCache cache(kv, pages, device, ModelAttention::side_tables({&config, 1}));
   CachedSequence sequence;
   if (!cache.reserve(sequence, tokens)) fail({"reserving pages", "too few", "one cache a sequence", ""});
 
@@ -147,14 +191,7 @@ AttendOutput attend_step(const AttendInput& input, const std::string& attention,
   stream.synchronize();
   const TensorRef host_values = host_out.ref(dtype, q_columns);
   for (std::int64_t i = 0; i < q_columns; ++i) result.out.push_back(element(host_values, i));
-  result.index_columns = tokens;
-  result.count.assign(static_cast<std::size_t>(shape.kv_heads), tokens);
-  result.tail_begin = result.count;
-  for (int g = 0; g < shape.kv_heads; ++g) {
-    const std::size_t begin = result.index.size();
-    result.index.resize(begin + static_cast<std::size_t>(tokens));
-    std::iota(result.index.begin() + static_cast<std::ptrdiff_t>(begin), result.index.end(), 0);
-  }
+  read_list(exec, backend.last_selection(0), tokens, page_tokens, result, shape.kv_heads);
   return result;
 }
 

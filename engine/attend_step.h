@@ -13,10 +13,10 @@ namespace vesper {
 // One sequence's newest query and all its keys and values, on the host; keys are already rotated. Any floating dtype,
 // one for all three.
 struct AttendInput {
-  std::string source;  // where the tensors came from, for messages
-  TensorRef q;         // [heads, head_dim]
-  TensorRef k;         // [tokens, kv_heads, head_dim]
-  TensorRef v;         // [tokens, kv_heads, head_dim]
+  std::string source = {};  // where the tensors came from, for messages
+  TensorRef q;              // [heads, head_dim]
+  TensorRef k;              // [tokens, kv_heads, head_dim]
+  TensorRef v;              // [tokens, kv_heads, head_dim]
 };
 
 struct AttendOutput {
@@ -30,6 +30,9 @@ struct AttendOutput {
 
 // On the CPU everything runs in f32; on CUDA in the tensors' 16-bit type, f32 being rounded to bf16. Throws input
 // errors for shapes that do not go together.
-AttendOutput attend_step(const AttendInput& input, const std::string& attention, int page_tokens, DeviceKind device);
+//   attention  FILE or shorthand, applied to the one layer there is;  seed: of random draws (request 0, layer 0, step
+//              tokens - 1)
+AttendOutput attend_step(const AttendInput& input, const std::string& attention, int page_tokens, std::uint32_t seed,
+                         DeviceKind device);
 
 }  // namespace vesper

@@ -36,6 +36,12 @@ std::int64_t sampling_bytes(int rows) {
   return static_cast<std::int64_t>(rows) * static_cast<std::int64_t>(sizeof(SamplingParams) + 2 * sizeof(std::int32_t));
 }
 
+std::vector<AttentionConfig> parse_arms(const EngineOptions& options, const ModelConfig& config) {
+  std::vector<AttentionConfig> arms = {parse_attention(options.attention, config.layers)};
+  for (const std::string& other : options.other_attention) arms.push_back(parse_attention(other, config.layers));
+  return arms;
+}
+
 }  // namespace
 
 bool is_synthetic(const std::string& model) {
@@ -57,17 +63,16 @@ void check_token_ids(const ModelConfig& config, std::span<const std::int32_t> id
 
 MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options) {
   const EngineLimits& limits = options.limits;
-  const AttentionConfig attention = parse_attention(options.attention, config.layers);
   if constexpr (kHaveCuda) {
     if (limits.device == DeviceKind::kCuda) cuda::check_attention_shape(attention_shape(config, limits.page_tokens));
   }
-  return plan_memory(config, plan_weights_of(model, config, limits.device), attention, limits,
+  return plan_memory(config, plan_weights_of(model, config, limits.device), parse_arms(options, config), limits,
                      device_info(limits.device).free_bytes);
 }
 
 Engine::Engine(const std::string& model, const EngineOptions& options, const Progress& progress)
     : config_(model_config_of(model)),
-      attention_config_(parse_attention(options.attention, config_.layers)),
+      arms_(parse_arms(options, config_)),
       plan_(plan_engine_memory(model, config_, options)),
       stream_(options.limits.device) {
   const EngineLimits& limits = plan_.limits;
@@ -85,20 +90,20 @@ Engine::Engine(const std::string& model, const EngineOptions& options, const Pro
   weights_ = is_synthetic(model) ? synthetic_weights(config_, options.seed, exec)
                                  : load_weights(model, config_, exec, progress);
   const DType dtype = activation_dtype(limits.device, weights_.dtype);
-  const KvShape kv{.layers = config_.layers,
-                   .kv_heads = config_.kv_heads,
-                   .head_dim = config_.head_dim,
-                   .page_tokens = limits.page_tokens,
-                   .dtype = dtype};
   const int chunk = std::max(limits.prefill_chunk, limits.max_seqs);
   const int rows = logit_rows(limits.max_seqs);
-  cache_ = std::make_unique<KvCache>(kv, plan_.kv_pages, limits.device);
-  attention_ = std::make_unique<ModelAttention>(attention_config_,
-                                                AttentionLimits{.shape = attention_shape(config_, limits.page_tokens),
-                                                                .device = limits.device,
-                                                                .max_seqs = limits.max_seqs,
-                                                                .max_context = limits.max_context});
-  decoder_ = std::make_unique<Decoder>(config_, weights_, *cache_, *attention_, chunk, exec);
+  cache_ = std::make_unique<KvCache>(kv_shape(config_, plan_), plan_.kv_pages, limits.device,
+                                     ModelAttention::side_tables(arms_));
+  const AttentionLimits attention_limits{.shape = attention_shape(config_, limits.page_tokens),
+                                         .device = limits.device,
+                                         .dtype = dtype,
+                                         .max_seqs = limits.max_seqs,
+                                         .max_context = limits.max_context,
+                                         .seed = static_cast<std::uint32_t>(options.seed)};
+  for (const AttentionConfig& arm : arms_) {
+    attention_.push_back(std::make_unique<ModelAttention>(arm, attention_limits, exec));
+  }
+  decoder_ = std::make_unique<Decoder>(config_, weights_, *cache_, chunk, exec);
   inputs_ = std::make_unique<StepInputs>(chunk, limits.max_seqs, cache_->pages_for(limits.max_context), limits.device);
   logits_ =
       Buffer(exec.on_cuda() ? Memory::kDevice : Memory::kHost, std::int64_t{rows} * config_.vocab * 4, "the logits");
@@ -117,7 +122,7 @@ void Engine::run_step(Phase phase, std::span<const StepEntry> entries) {
     check_token_ids(config_, entry.ids, "feeding token ids");
   }
   stream_.synchronize();  // the arrays of the step before may still be on their way
-  decoder_->forward(stream_.exec(), inputs_->prepare(stream_.exec(), phase, entries));
+  decoder_->forward(stream_.exec(), *attention_[arm_], inputs_->prepare(stream_.exec(), phase, entries));
 }
 
 void Engine::prefill(CachedSequence& sequence, std::span<const std::int32_t> ids) {

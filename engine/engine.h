@@ -20,8 +20,9 @@ namespace vesper {
 
 struct EngineOptions {
   EngineLimits limits;
-  std::string attention = "dense";  // FILE or shorthand
-  std::uint64_t seed = 0;           // of synthetic weights
+  std::string attention = "dense";                // FILE or shorthand
+  std::vector<std::string> other_attention = {};  // further ones over the same cache, to compare: Engine::use_attention
+  std::uint64_t seed = 0;                         // of synthetic weights
 };
 
 // Whether `--model` names a shape with weights drawn from a seed: synthetic:NAME.
@@ -72,6 +73,15 @@ class Engine {
   //   params, steps [n]
   std::span<const std::int32_t> sample(std::span<const SamplingParams> params, std::span<const std::int32_t> steps);
 
+  // Lets decode steps run the n-th attention: 0 is the options' own, the others follow in their order.
+  void use_attention(int n) { arm_ = static_cast<std::size_t>(n); }
+  [[nodiscard]] const AttentionConfig& attention_config() const { return arms_[arm_]; }
+  // What each layer's decode steps have read since the last reset.
+  [[nodiscard]] std::vector<AttentionTotals> attention_totals() const {
+    return attention_[arm_]->totals(stream_.exec());
+  }
+  void reset_attention_totals() { attention_[arm_]->reset_totals(stream_.exec()); }
+
   // Waits for all queued work.
   void synchronize() const { stream_.synchronize(); }
 
@@ -85,12 +95,13 @@ class Engine {
   void run_step(Phase phase, std::span<const StepEntry> entries);
 
   ModelConfig config_;
-  AttentionConfig attention_config_;
+  std::vector<AttentionConfig> arms_;
   MemoryPlan plan_;
   Stream stream_;
   ModelWeights weights_;
   std::unique_ptr<KvCache> cache_;
-  std::unique_ptr<ModelAttention> attention_;
+  std::vector<std::unique_ptr<ModelAttention>> attention_;  // of each arm
+  std::size_t arm_ = 0;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<StepInputs> inputs_;
   Buffer logits_;            // [logit_rows, vocab] f32

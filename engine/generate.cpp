@@ -41,6 +41,7 @@ class Generation {
       Running running;
       running.number = static_cast<int>(i);
       running.request = &requests[i];
+      running.sequence.request = static_cast<std::int32_t>(requests[i].sampling.request);
       running.stops = StopFilter(requests[i].stop);
       running.result.prompt_tokens = static_cast<int>(requests[i].prompt.size());
       if (tokenizer != nullptr) running.decoder = std::make_unique<StreamingDecoder>(*tokenizer, true);

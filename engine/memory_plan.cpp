@@ -18,30 +18,35 @@ constexpr double kMemoryShare = 0.9;
 // `vesper logits` asks for the logits of a whole prompt, this many rows at a time.
 constexpr int kLogitBlock = 16;
 
-MemoryPlan plan_for_context(const ModelConfig& config, const WeightsPlan& weights, const AttentionConfig& attention,
-                            EngineLimits limits, int max_context) {
+MemoryPlan plan_for_context(const ModelConfig& config, const WeightsPlan& weights,
+                            std::span<const AttentionConfig> arms, EngineLimits limits, int max_context) {
   limits.max_context = max_context;
   const DType dtype = activation_dtype(limits.device, weights.dtype);
   const AttentionShape shape = attention_shape(config, limits.page_tokens);
-  const KvShape kv{.layers = config.layers,
-                   .kv_heads = config.kv_heads,
-                   .head_dim = config.head_dim,
-                   .page_tokens = limits.page_tokens,
-                   .dtype = dtype};
   const AttentionLimits attention_limits{
-      .shape = shape, .device = limits.device, .max_seqs = limits.max_seqs, .max_context = max_context};
+      .shape = shape, .device = limits.device, .dtype = dtype, .max_seqs = limits.max_seqs, .max_context = max_context};
+  const std::vector<SideTables> side_tables = ModelAttention::side_tables(arms);
+  ModelAttention::Scratch scratch;
+  for (const AttentionConfig& arm : arms) {
+    const ModelAttention::Scratch own = ModelAttention::scratch_bytes(arm, attention_limits);
+    scratch.partials += own.partials;
+    scratch.selections += own.selections;
+  }
   const int seq_pages = (max_context + limits.page_tokens - 1) / limits.page_tokens;
   const int chunk = std::max(limits.prefill_chunk, limits.max_seqs);
 
   MemoryPlan plan;
   plan.limits = limits;
+  plan.kv_dtype = dtype;
+  const KvShape kv = kv_shape(config, plan);
   const std::int64_t pages = std::int64_t{seq_pages} * limits.max_seqs;
   plan.kv_pages = static_cast<int>(std::min<std::int64_t>(pages, INT32_MAX));
   plan.parts = {
       {"weights", weights.device_bytes},
       {"KV cache", KvCache::bytes(kv, pages)},
-      {"selections", 0},  // dense attention lists no keys
-      {"split partials", ModelAttention::scratch_bytes(attention, attention_limits)},
+      {"side tables", KvCache::bytes(kv, pages, side_tables) - KvCache::bytes(kv, pages)},
+      {"selections", scratch.selections},
+      {"split partials", scratch.partials},
       {"activations", Decoder::activation_bytes(config, dtype, chunk)},
       {"logits", std::int64_t{logit_rows(limits.max_seqs)} * config.vocab * dtype_bytes(DType::kF32)},
       {"step inputs", StepInputs::bytes(chunk, limits.max_seqs, seq_pages)},
@@ -71,10 +76,18 @@ AttentionShape attention_shape(const ModelConfig& config, int page_tokens) {
                         .scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim))};
 }
 
-MemoryPlan plan_memory(const ModelConfig& config, const WeightsPlan& weights, const AttentionConfig& attention,
+KvShape kv_shape(const ModelConfig& config, const MemoryPlan& plan) {
+  return KvShape{.layers = config.layers,
+                 .kv_heads = config.kv_heads,
+                 .head_dim = config.head_dim,
+                 .page_tokens = plan.limits.page_tokens,
+                 .dtype = plan.kv_dtype};
+}
+
+MemoryPlan plan_memory(const ModelConfig& config, const WeightsPlan& weights, std::span<const AttentionConfig> arms,
                        const EngineLimits& limits, std::int64_t free_bytes) {
   const auto plan_at = [&](int context) {
-    MemoryPlan plan = plan_for_context(config, weights, attention, limits, context);
+    MemoryPlan plan = plan_for_context(config, weights, arms, limits, context);
     plan.free_bytes = free_bytes;
     return plan;
   };

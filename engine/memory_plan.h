@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ struct MemoryPlan {
   std::int64_t free_bytes = 0;  // on the device, when the plan was made
   EngineLimits limits;          // with max_context decided
   int kv_pages = 0;
+  DType kv_dtype = DType::kF32;
   bool context_was_cut = false;  // max_context was 0 and memory holds less than the model knows
 };
 
@@ -42,10 +44,14 @@ DType activation_dtype(DeviceKind device, DType weights);
 
 AttentionShape attention_shape(const ModelConfig& config, int page_tokens);
 
-// The plan for `limits` in `free_bytes` of device memory. A max_context of 0 becomes the model's maximum or what fits
-// in nine tenths of the free memory, whichever is less. Throws an input error that names need, room and the two knobs
+// K and V of the plan's cache.
+KvShape kv_shape(const ModelConfig& config, const MemoryPlan& plan);
+
+// The plan for `limits`, with every attention of `arms` over one cache, in `free_bytes` of device memory. A max_context
+// of 0 becomes the model's maximum or what fits in nine tenths of the free memory, whichever is less. Throws an input
+// error that names need, room and the two knobs
 // (--max-context and the number of sequences) where the plan does not fit.
-MemoryPlan plan_memory(const ModelConfig& config, const WeightsPlan& weights, const AttentionConfig& attention,
+MemoryPlan plan_memory(const ModelConfig& config, const WeightsPlan& weights, std::span<const AttentionConfig> arms,
                        const EngineLimits& limits, std::int64_t free_bytes);
 
 // "16.1 GB", "540.3 MB", "12.0 KB", "17 B"; powers of 1000.

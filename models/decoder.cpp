@@ -56,12 +56,11 @@ std::int64_t Decoder::activation_bytes(const ModelConfig& config, DType dtype, i
   return total;
 }
 
-Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, ModelAttention& attention,
-                 int max_tokens, const Exec& exec)
+Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, int max_tokens,
+                 const Exec& exec)
     : config_(config),
       weights_(weights),
       cache_(cache),
-      attention_(attention),
       max_tokens_(max_tokens),
       dtype_(cache.shape().dtype),
       inv_freq_(rope_inv_freq(config, exec)),
@@ -78,7 +77,7 @@ TensorRef Decoder::activation(int slot, std::int64_t rows) const {
   return tensor_ref(data, dtype_, rows, columns[static_cast<std::size_t>(slot)]);
 }
 
-void Decoder::forward(const Exec& exec, const Batch& batch) {
+void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& batch) {
   const TensorRef residual = activation(kResidual, batch.tokens);
   const TensorRef normed = activation(kNormed, batch.tokens);
   const TensorRef qkv = activation(kQkv, batch.tokens);
@@ -89,7 +88,7 @@ void Decoder::forward(const Exec& exec, const Batch& batch) {
   const TensorRef partial = activation(kPartial, batch.tokens);
   const Rope rope{.inv_freq = inv_freq_.view<const float>(config_.head_dim / 2)};
 
-  attention_.plan(batch);
+  attention.plan(batch);
   gather_rows(exec, weights_.embedding, batch.ids, residual);
   rms_norm(exec, residual, weights_.layers[0].attention_norm, config_.rms_eps, normed);
   for (int l = 0; l < config_.layers; ++l) {
@@ -100,7 +99,7 @@ void Decoder::forward(const Exec& exec, const Batch& batch) {
 
     linear(exec, linear_, normed, layer.qkv, qkv);
     append_kv(exec, qkv, rope, batch, cache_.layer(l), query);
-    attention_.run(exec, l, query, cache_.layer(l), batch, attended);
+    attention.run(exec, l, query, cache_.layer(l), batch, attended);
     linear(exec, linear_, attended, layer.o, partial);
     // `partial` is a rank's share of a sum over ranks; a reduction belongs here, before the residual takes it in.
     add_rms_norm(exec, residual, partial, layer.ffn_norm, config_.rms_eps, normed);

@@ -13,17 +13,16 @@ namespace vesper {
 
 // Llama: pre-norm blocks of rotary attention and a gated feed-forward.
 // Source: Touvron et al., arXiv 2302.13971 and 2307.09288; transformers, models/llama/modeling_llama.py.
-// Holds the activations of one step; the weights, the cache and the attention must outlive it. Not thread-safe.
+// Holds the activations of one step; the weights and the cache must outlive it. Not thread-safe.
 class Decoder {
  public:
   // Device memory that the activations of a step of up to `max_tokens` query tokens take.
   static std::int64_t activation_bytes(const ModelConfig& config, DType dtype, int max_tokens);
 
-  Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, ModelAttention& attention,
-          int max_tokens, const Exec& exec);
+  Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, int max_tokens, const Exec& exec);
 
   // Runs the step: appends K and V of its tokens to the cache and leaves the final hidden states of all of them.
-  void forward(const Exec& exec, const Batch& batch);
+  void forward(const Exec& exec, ModelAttention& attention, const Batch& batch);
 
   // Logits of chosen query tokens of the last forward.
   //   rows [n] query token numbers, on the step's device;  out [n, vocab] f32
@@ -35,7 +34,6 @@ class Decoder {
   const ModelConfig& config_;
   const ModelWeights& weights_;
   KvCache& cache_;
-  ModelAttention& attention_;
   int max_tokens_;
   DType dtype_;
   Buffer inv_freq_;

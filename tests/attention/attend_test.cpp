@@ -6,82 +6,18 @@
 #include <bit>
 #include <cmath>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "attention/attend_lanes.h"
 #include "attention/kv_tiles.h"
 #include "engine/core/lanes.h"
-#include "tests/compare.h"
+#include "tests/attention/attend_reference.h"
 #include "tests/paged.h"
 
 namespace vesper {
 namespace {
-
-// One head over the first `keys` keys, with the error that any fp32 evaluation with a running maximum may have.
-//   score: a sum of head_dim products, one more rounding for the scale
-//   weight e^(score - maximum): the score's error, the subtraction, 2 ulp of the exponential, and once a block of keys
-//   a rescaling by such a weight; the relative errors of numerator and denominator add
-struct Reference {
-  std::vector<double> out, bound;
-  double lse = 0.0, lse_bound = 0.0;
-};
-
-constexpr int kShortestBlock = 16;  // keys between two rescalings, at least
-
-Reference reference(const AttentionShape& shape, const float* q, PagedTensor& k, PagedTensor& v, const Batch& batch,
-                    int s, int g, int keys) {
-  std::vector<double> score(static_cast<std::size_t>(keys));
-  double score_error = 0.0;
-  double largest = -INFINITY;
-  double smallest = INFINITY;
-  for (int t = 0; t < keys; ++t) {
-    double sum = 0.0;
-    double magnitude = 0.0;
-    for (int d = 0; d < shape.head_dim; ++d) {
-      const double product = static_cast<double>(q[d]) * k.at(batch, s, t, g, d);
-      sum += product;
-      magnitude += std::abs(product);
-    }
-    score[static_cast<std::size_t>(t)] = sum * shape.scale;
-    score_error = std::max(score_error, sum_bound(shape.head_dim + 1, magnitude) * shape.scale);
-    largest = std::max(largest, sum * shape.scale);
-    smallest = std::min(smallest, sum * shape.scale);
-  }
-  Reference result;
-  result.out.resize(static_cast<std::size_t>(shape.head_dim));
-  result.bound.resize(result.out.size());
-  double total = 0.0;
-  for (int t = 0; t < keys; ++t) {
-    const double weight = std::exp(score[static_cast<std::size_t>(t)] - largest);
-    total += weight;
-    for (int d = 0; d < shape.head_dim; ++d) {
-      const double value = v.at(batch, s, t, g, d);
-      result.out[static_cast<std::size_t>(d)] += weight * value;
-      result.bound[static_cast<std::size_t>(d)] += weight * std::abs(value);
-    }
-  }
-  const double blocks = 2.0 + static_cast<double>(keys) / kShortestBlock;
-  const double relative =
-      2 * score_error + ((largest - smallest) + 6.0 + 6.0 * blocks + static_cast<double>(keys)) * kRoundF32;
-  for (std::size_t d = 0; d < result.out.size(); ++d) {
-    result.out[d] /= total;
-    result.bound[d] = 2 * relative * result.bound[d] / total + 1e-37;
-  }
-  result.lse = largest + std::log(total);
-  result.lse_bound = relative + 4 * kRoundF32 * (std::abs(result.lse) + std::abs(largest) + std::log(total));
-  return result;
-}
-
-struct Comparison {
-  std::vector<float> found;
-  std::vector<double> expected, bound;
-  void add(float value, double reference_value, double reference_bound) {
-    found.push_back(value);
-    expected.push_back(reference_value);
-    bound.push_back(reference_bound);
-  }
-};
 
 struct World {
   AttentionShape shape;
@@ -116,7 +52,8 @@ struct World {
         TensorView<float, 4>(partial_out.data(), seqs, shape.heads, plan.splits, shape.head_dim),
         TensorView<float, 3>(partial_lse.data(), seqs, shape.heads, plan.splits)};
     cpu::attend_decode(shape, rows(q), {k.ref(), v.ref()}, ragged.batch, plan, partials, rows(out),
-                       with_lse ? TensorView<float, 2>(lse.data(), seqs, shape.heads) : TensorView<float, 2>());
+                       with_lse ? TensorView<float, 2>(lse.data(), seqs, shape.heads) : TensorView<float, 2>(),
+                       INT32_MAX);
   }
 
   void check(const std::string& what, bool with_lse) {
@@ -127,28 +64,15 @@ struct World {
         const std::size_t row = static_cast<std::size_t>(t * shape.heads + h);
         const std::size_t first = row * static_cast<std::size_t>(shape.head_dim);
         const Reference truth = reference(shape, q.data() + first, k, v, ragged.batch, ragged.batch.seq_of_token(t),
-                                          h / shape.group(), ragged.batch.positions(t) + 1);
-        for (std::size_t d = 0; d < truth.out.size(); ++d) outs.add(out[first + d], truth.out[d], truth.bound[d]);
+                                          h / shape.group(), first_keys(ragged.batch.positions(t) + 1));
+        outs.add(std::span(out).subspan(first, truth.out.size()), truth);
         if (with_lse) lses.add(lse[row], truth.lse, truth.lse_bound);
       }
     }
-    expect_within(outs.found, outs.expected, outs.bound, what + ", out");
-    expect_within(lses.found, lses.expected, lses.bound, what + ", lse");
+    outs.expect(what + ", out");
+    lses.expect(what + ", lse");
   }
 };
-
-AttentionShape make_shape(int kv_heads, int group, int head_dim, int page_tokens) {
-  return {.heads = kv_heads * group,
-          .kv_heads = kv_heads,
-          .head_dim = head_dim,
-          .page_tokens = page_tokens,
-          .scale = 1.0F / std::sqrt(static_cast<float>(head_dim))};
-}
-
-std::string describe(const AttentionShape& shape) {
-  return "group " + std::to_string(shape.group()) + ", head_dim " + std::to_string(shape.head_dim) + ", page_tokens " +
-         std::to_string(shape.page_tokens);
-}
 
 TEST(AttendCpu, PrefillMatchesTheFormula) {
   std::mt19937 random(1);
@@ -287,6 +211,8 @@ TEST(AttendLanes, BothBuildsGiveTheSameBits) {
                            .group = group,
                            .key_begin = 32,
                            .key_end = 277,
+                           .tail_begin = 100,
+                           .tail_log_weight = 1.5F,
                            .scale = shape.scale,
                            .out = world.out.data(),
                            .out_stride = shape.head_dim,

@@ -38,7 +38,7 @@ TEST(AttentionConfig, ShorthandCoversEveryLayer) {
     (void)parse_attention("quset", 3);
     FAIL();
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("\"quset\", expected a backend (dense)"), std::string::npos)
+    EXPECT_NE(std::string(error.what()).find("\"quset\", expected one of: dense, quest"), std::string::npos)
         << error.what();
   }
 }

@@ -41,7 +41,7 @@ void check(const AttendCase& shape, int page_tokens) {
   const AttendTensors tensors(shape);
   const StoredInput stored(tensors);
   const std::string what = shape.text() + ", pages of " + std::to_string(page_tokens);
-  const AttendOutput found = attend_step(stored.input, "dense", page_tokens, kTestDevice);
+  const AttendOutput found = attend_step(stored.input, "dense", page_tokens, 0, kTestDevice);
   const AttendTruth truth = attend_truth(tensors, running_type(shape.dtype));
   expect_within(found.out, truth.out, truth.out_bound, what + ", out");
   expect_within(found.lse, truth.lse, truth.lse_bound, what + ", lse");
@@ -83,8 +83,8 @@ TEST_F(AttendStep, DoesNotDependOnThePageSize) {
   if constexpr (kOnCuda) GTEST_SKIP() << "CUDA splits differ with the pages";
   const AttendTensors tensors({8, 2, 64, 200, DType::kF32});
   const StoredInput stored(tensors);
-  EXPECT_EQ(attend_step(stored.input, "dense", 16, kTestDevice).out,
-            attend_step(stored.input, "dense", 64, kTestDevice).out);
+  EXPECT_EQ(attend_step(stored.input, "dense", 16, 0, kTestDevice).out,
+            attend_step(stored.input, "dense", 64, 0, kTestDevice).out);
 }
 
 // The refusal of an input that `spoil` has changed.
@@ -94,7 +94,7 @@ std::string refusal(const Spoil& spoil, const std::string& attention = "dense") 
   StoredInput stored(tensors);
   spoil(stored.input);
   try {
-    (void)attend_step(stored.input, attention, 16, kTestDevice);
+    (void)attend_step(stored.input, attention, 16, 0, kTestDevice);
   } catch (const Error& error) {
     EXPECT_EQ(error.fault(), Fault::kInput) << error.what();
     return error.what();
@@ -118,7 +118,7 @@ TEST_F(AttendStep, RefusesTensorsThatDoNotGoTogether) {
               "expected one even head_dim");
   expect_part(refusal([](AttendInput& input) { input.q.shape[0] = 3; }), "3 heads and 2 KV heads");
   expect_part(refusal([](AttendInput& input) { input.q.shape[0] = 3; }), "of a test");
-  expect_part(refusal([](AttendInput&) {}, "sparse"), "expected a backend (dense)");
+  expect_part(refusal([](AttendInput&) {}, "sparse"), "expected one of: dense, quest, twilight, vattention");
   if constexpr (kOnCuda) {
     expect_part(refusal([](AttendInput& input) { input.q.shape[1] = input.k.shape[2] = input.v.shape[2] = 32; }), "64");
   }

@@ -26,7 +26,8 @@ MemoryPlan plan(int max_context, int max_seqs, std::int64_t free_bytes) {
   EngineLimits limits;
   limits.max_context = max_context;
   limits.max_seqs = max_seqs;
-  return plan_memory(llama_shape(), kWeights, parse_attention("dense", 32), limits, free_bytes);
+  const AttentionConfig dense = parse_attention("dense", 32);
+  return plan_memory(llama_shape(), kWeights, {&dense, 1}, limits, free_bytes);
 }
 
 constexpr std::int64_t kGb = 1'000'000'000;

@@ -1,0 +1,25 @@
+#include "attention/attend_selected.h"
+
+namespace vesper {
+
+void attend_selected(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                     const Batch& batch, const Selection& list, int split_entries, DenseLimit dense,
+                     const SplitPartials& partials, const TensorRef& out, TensorView<float, 2> lse) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) {
+      return cuda::attend_selected(exec, shape, q, kv, batch, list, split_entries, dense, partials, out, lse);
+    }
+  }
+  cpu::attend_selected(shape, q.as<const float, 2>(), kv, batch, list, split_entries, dense, partials,
+                       out.as<float, 2>(), lse);
+}
+
+void count_selected(const Exec& exec, const AttentionShape& shape, const Batch& batch, const Selection& list,
+                    DenseLimit dense, const KeptCounters& counters) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::count_selected(exec, shape, batch, list, dense, counters);
+  }
+  cpu::count_selected(shape, batch, list, dense, counters);
+}
+
+}  // namespace vesper

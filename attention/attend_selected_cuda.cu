@@ -1,0 +1,283 @@
+// Attention of one query token a sequence over the keys of a selection, split over the lists.
+//
+//   out[s, h] = sum_i e^{s_i} v_i / sum_i e^{s_i},  i over the list of (s, h / group),
+//   s_i = scale * q[s, h] . k_i, and + tail_log_weight[s, h / group] where i is an entry of the tail
+//
+// Shapes: q, out [seqs, heads, head_dim]; K and V [pages, kv_heads, page_tokens, head_dim] in tile order
+//   (kvcache/layout.h); lists [seqs, kv_heads, capacity] as in attention/selection.h; partials as in dense decode.
+// Mapping: grid (kv_heads, splits, seqs), the splits covering the capacity; within a block as in
+//   attention/attend_decode.cuh. A split behind a list's end leaves at once with lse = -inf. Of a list of pages a piece
+//   is 16 lines of one page, copied as they lie; of a list of tokens it is 16 rows gathered from anywhere. Pieces,
+//   warps and order are those of dense decode attention: a list of everything, split alike, gives its bits.
+// Byte bound: K and V of the listed tokens once, attend_decode_cost() of their number, and 4 bytes an entry.
+#include "attention/attend_decode.cuh"
+#include "attention/attend_decode.h"
+#include "attention/attend_selected.h"
+#include "engine/core/dispatch.h"
+#include "engine/core/launch.cuh"
+
+namespace vesper::cuda {
+namespace {
+
+template <typename T>
+struct SelectedArgs {
+  DecodeArgs<T> decode;
+  TensorView<const std::int32_t, 3> index;
+  TensorView<const std::int32_t, 2> count;
+  TensorView<const std::int32_t, 2> tail_begin;
+  TensorView<const float, 2> tail_log_weight;
+  int split_entries = 0;
+  float inverse_scale = 0.0F;  // turns log-weights into scores before their scale
+};
+
+// Which 16-byte column of a row in device memory goes to column `to` of shared row `slot_row`, where both follow
+// tile_offset's order. `row`: of the cache, counted in rows; tiles begin at multiples of 8.
+VESPER_HD constexpr unsigned source_column(unsigned to, unsigned slot_row, unsigned row) {
+  return to ^ ((slot_row ^ row) % 8);
+}
+template <int kHeadDim>
+constexpr bool source_column_follows_tile_offset() {
+  for (int from = 0; from < 16; ++from) {
+    for (int slot_row = 0; slot_row < kPiece; ++slot_row) {
+      for (int d = 0; d < kHeadDim; d += kChunkElements) {
+        const int column = (tile_offset(slot_row, d, kHeadDim) - slot_row * kHeadDim) / kChunkElements;
+        const auto source = static_cast<int>(
+            source_column(static_cast<unsigned>(column), static_cast<unsigned>(slot_row), static_cast<unsigned>(from)));
+        if (from * kHeadDim + source * kChunkElements != tile_offset(from, d, kHeadDim)) return false;
+      }
+    }
+  }
+  return true;
+}
+static_assert(source_column_follows_tile_offset<64>() && source_column_follows_tile_offset<128>());
+
+// Queues the first `keys` rows of a piece, gathered. Lanes i and i + 16 hold the number of the cache row that becomes
+// row i. A row is moved as ldmatrix wants it: the eight rows of an 8x8 matrix in eight different 16-byte columns.
+template <typename T, int kHeadDim>
+__device__ void gather_piece(unsigned slot, const T* k, const T* v, std::int64_t row, int keys) {
+  constexpr unsigned kChunks = kHeadDim / kChunkElements;
+#pragma unroll
+  for (unsigned i = 0; i < kPiece * kChunks / kWarpThreads; ++i) {
+    const unsigned chunk = threadIdx.x % kWarpThreads + i * kWarpThreads;
+    const unsigned slot_row = chunk / kChunks;
+    const std::int64_t from = __shfl_sync(kAllLanes, row, static_cast<int>(slot_row));
+    const unsigned column = source_column(chunk % kChunks, slot_row, static_cast<unsigned>(from));
+    const bool valid = static_cast<int>(slot_row) < keys;
+    const std::int64_t at = from * kHeadDim + column * kChunkElements;
+    copy_chunk_async(slot + chunk * kChunkBytes, k + at, valid);
+    copy_chunk_async(slot + kTileBytes<kHeadDim> + chunk * kChunkBytes, v + at, valid);
+  }
+}
+
+// Adds the tail's weight to the keys from `begin` on, which may be negative.
+__device__ void weigh_keys_from(int begin, float weight, float (&scores)[2][4]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (key_of_score(i) >= begin) scores[i / 4][i % 4] += weight;
+  }
+}
+
+// Keys are counted along the list: those of entry e of a list of pages are e * page_tokens ..., whether all are visible
+// or not.
+template <typename T, int kHeadDim, int kHalves, SelectionUnit kUnit>
+__global__ void __launch_bounds__(kDecodeThreads, 2)
+    attend_selected_split_list(const __grid_constant__ SelectedArgs<T> selected) {
+  extern __shared__ __align__(256) unsigned char shared[];  // one ring a warp
+  constexpr bool kOfPages = kUnit == SelectionUnit::kPages;
+  const DecodeArgs<T>& args = selected.decode;
+  const int kv_head = static_cast<int>(blockIdx.x);
+  const auto s = blockIdx.z;
+  const int kv_len = args.kv_len(s);
+  if (!args.lengths.contains(kv_len)) return;
+  const int entries = selected.count(s, kv_head);
+  const int first_entry = static_cast<int>(blockIdx.y) * selected.split_entries;
+  const int last_entry = min(first_entry + selected.split_entries, entries);
+  if (first_entry >= last_entry && args.splits > 1) return leave_empty(args);
+  const int entry_shift = kOfPages ? args.page_shift : 0;
+  const int line_mask = (1 << args.page_shift) - 1;
+  const int end = last_entry << entry_shift;
+  const int first = (first_entry << entry_shift) + this_warp() * kPiece;
+  const int tail = selected.tail_begin(s, kv_head);
+  const float tail_weight = tail < entries ? selected.tail_log_weight(s, kv_head) * selected.inverse_scale : 0.0F;
+  const int tail_begin = tail << entry_shift;
+
+  // A piece's page is read one piece ahead of its copy, and its entries two. Of a list of tokens lanes i and i + 16
+  // look after row i of a piece, past the end after the last; of a list of pages all lanes after row 0.
+  const int own_row = kOfPages ? 0 : this_lane() % kPiece;
+  const unsigned ring = shared_address(shared) + this_warp() * kRingBytes<kHeadDim>;
+  const auto entry_of = [&](int key) {
+    return key < end ? selected.index(s, kv_head, min(key + own_row, end - 1) >> entry_shift) : 0;
+  };
+  const auto token_of = [&](int entry, int key) {
+    return kOfPages ? (entry << args.page_shift) + (key & line_mask) : entry;
+  };
+  const auto page_of = [&](int token) { return args.page_table(s, token >> args.page_shift); };
+  int next_key = first;
+  int next_token = token_of(entry_of(first), first);
+  int next_page = next_key < end ? page_of(next_token) : 0;
+  int entry_after = entry_of(first + kDecodeWarps * kPiece);
+  int next_slot = 0;
+  // Gives the number of keys in the piece; none where a page of more than one piece ends before.
+  const auto copy_next = [&] {
+    const int keys = next_key < end ? min(kPiece, (kOfPages ? kv_len - next_token : end - next_key)) : 0;
+    if (keys > 0) {
+      const std::int64_t row =
+          ((std::int64_t{next_page} * gridDim.x + kv_head) << args.page_shift) + (next_token & line_mask);
+      const unsigned slot = ring + next_slot * kSlotBytes<kHeadDim>;
+      if constexpr (kOfPages) {
+        copy_piece<T, kHeadDim>(slot, args.k, args.v, row * kHeadDim, keys);
+      } else {
+        gather_piece<T, kHeadDim>(slot, args.k, args.v, row, keys);
+      }
+    }
+    commit_copies();
+    next_key += kDecodeWarps * kPiece;
+    next_token = token_of(entry_after, next_key);
+    next_page = next_key < end ? page_of(next_token) : 0;
+    entry_after = entry_of(next_key + kDecodeWarps * kPiece);
+    next_slot = next_slot == kSlots - 1 ? 0 : next_slot + 1;
+    return keys;
+  };
+  int queued[kSlots - 1];  // keys of the pieces on their way
+#pragma unroll
+  for (int i = 0; i < kSlots - 1; ++i) queued[i] = copy_next();
+
+  unsigned q[kHeadDim / 16][4] = {};
+  load_queries<T, kHeadDim, kHalves>(args, q);
+  auto running = nothing_yet<kHeadDim, kHalves>();
+  int slot = 0;
+  for (int key = first; key < end; key += kDecodeWarps * kPiece) {
+    wait_copies<kSlots - 2>();
+    __syncwarp();  // the piece is there for all lanes, and all are done with the one whose slot is filled next
+    const int keys = queued[0];
+#pragma unroll
+    for (int i = 0; i < kSlots - 2; ++i) queued[i] = queued[i + 1];
+    queued[kSlots - 2] = copy_next();
+    if (keys > 0) {
+      const unsigned piece = ring + slot * kSlotBytes<kHeadDim>;
+      float scores[2][4] = {};
+      score_piece<T, kHeadDim>(scores, q, piece);
+      if (tail_begin - key < kPiece) weigh_keys_from(tail_begin - key, tail_weight, scores);
+      if (keys < kPiece) hide_keys_from(keys, scores);
+      take_piece<T, kHeadDim, kHalves>(running, scores, piece, args.scale_log2);
+    }
+    slot = slot == kSlots - 1 ? 0 : slot + 1;
+  }
+  wait_copies<0>();
+  __syncwarp();
+  merge_warps<T, kHeadDim, kHalves>(args, running, reinterpret_cast<float*>(shared));
+}
+
+template <typename T, int kHeadDim, SelectionUnit kUnit>
+void launch_selected(const Exec& exec, const AttentionShape& shape, const SelectedArgs<T>& args, int seqs) {
+  launch("attend_selected_split_list",
+         shape.group() <= 8 ? attend_selected_split_list<T, kHeadDim, 1, kUnit>
+                            : attend_selected_split_list<T, kHeadDim, 2, kUnit>,
+         {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(args.decode.splits),
+                       static_cast<unsigned>(seqs)),
+          .block = dim3(kDecodeThreads),
+          .shared_bytes = kDecodeWarps * kRingBytes<kHeadDim>},
+         exec.stream, args);
+}
+
+struct CountArgs {
+  TensorView<const std::int32_t, 1> kv_len;
+  TensorView<const std::int32_t, 2> count;
+  TensorView<const std::int32_t, 2> tail_begin;
+  KeptCounters counters;
+  LengthRange lengths;
+  int seqs = 0;
+  int page_tokens = 0;  // of an entry's page; 0 where entries are tokens
+};
+
+__device__ std::int64_t warp_sum(std::int64_t x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+
+// Grid (kv_heads), one warp a block, its lanes over the sequences: no two blocks add to one total.
+__global__ void __launch_bounds__(kWarpThreads) count_lists(const __grid_constant__ CountArgs args) {
+  const auto g = blockIdx.x;
+  std::int64_t kept = 0;
+  std::int64_t visible = 0;
+  std::int64_t sampled = 0;
+  std::int64_t lists = 0;
+  std::int64_t hits = 0;
+  const bool guarded = args.counters.list_guard_hits.data() != nullptr;
+  for (int s = this_lane(); s < args.seqs; s += static_cast<int>(kWarpThreads)) {
+    const int kv_len = args.kv_len(s);
+    if (!args.lengths.contains(kv_len)) continue;
+    const std::int64_t count = args.count(s, g);
+    if (args.page_tokens > 0) {
+      // The newest page is on every list of pages, and the only one that may not be full.
+      kept += count * args.page_tokens - (args.page_tokens - kv_len % args.page_tokens) % args.page_tokens;
+    } else {
+      kept += count;
+    }
+    visible += kv_len;
+    sampled += count - args.tail_begin(s, g);
+    lists += 1;
+    if (guarded) hits += args.counters.list_guard_hits(s, g);
+  }
+  kept = warp_sum(kept);
+  visible = warp_sum(visible);
+  sampled = warp_sum(sampled);
+  lists = warp_sum(lists);
+  hits = warp_sum(hits);
+  if (this_lane() != 0) return;
+  args.counters.kept_tokens(g) += kept;
+  args.counters.visible_tokens(g) += visible;
+  args.counters.sampled_tokens(g) += sampled;
+  args.counters.lists(g) += lists;
+  if (guarded) args.counters.guard_hits(g) += hits;
+}
+
+}  // namespace
+
+void attend_selected(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                     const Batch& batch, const Selection& list, int split_entries, DenseLimit dense,
+                     const SplitPartials& partials, const TensorRef& out, TensorView<float, 2> lse) {
+  check_attention_shape(shape);
+  const auto splits = static_cast<int>(partials.lse.shape(2));
+  assert(split_entries > 0 && splits == (list.index.shape(2) + split_entries - 1) / split_entries);
+  if (batch.seqs == 0) return;
+  const LengthRange lengths{.above = dense.tokens};
+  const bool pages = list.unit == SelectionUnit::kPages;
+  dispatch_16bit(kv.k.dtype, "attending to a selection on CUDA", [&](auto element) {
+    using T = decltype(element);
+    const SelectedArgs<T> args{.decode = decode_args<T>(shape, q, kv, batch, lengths, splits, partials, out, lse),
+                               .index = list.index,
+                               .count = list.count,
+                               .tail_begin = list.tail_begin,
+                               .tail_log_weight = list.tail_log_weight,
+                               .split_entries = split_entries,
+                               .inverse_scale = 1.0F / shape.scale};
+    constexpr auto kPages = SelectionUnit::kPages;
+    constexpr auto kTokens = SelectionUnit::kTokens;
+    if (shape.head_dim == 128) {
+      pages ? launch_selected<T, 128, kPages>(exec, shape, args, batch.seqs)
+            : launch_selected<T, 128, kTokens>(exec, shape, args, batch.seqs);
+    } else {
+      pages ? launch_selected<T, 64, kPages>(exec, shape, args, batch.seqs)
+            : launch_selected<T, 64, kTokens>(exec, shape, args, batch.seqs);
+    }
+  });
+  if (splits > 1) merge_splits(exec, shape, batch, lengths, partials, out, lse);
+}
+
+void count_selected(const Exec& exec, const AttentionShape& shape, const Batch& batch, const Selection& list,
+                    DenseLimit dense, const KeptCounters& counters) {
+  if (batch.seqs == 0) return;
+  const CountArgs args{.kv_len = batch.kv_len,
+                       .count = list.count,
+                       .tail_begin = list.tail_begin,
+                       .counters = counters,
+                       .lengths = {.above = dense.tokens},
+                       .seqs = batch.seqs,
+                       .page_tokens = list.unit == SelectionUnit::kPages ? shape.page_tokens : 0};
+  launch("count_lists", count_lists, {.grid = dim3(static_cast<unsigned>(shape.kv_heads)), .block = dim3(kWarpThreads)},
+         exec.stream, args);
+}
+
+}  // namespace vesper::cuda

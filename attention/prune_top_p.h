@@ -1,0 +1,34 @@
+// Twilight's pruner: of the candidates, the fewest tokens whose estimated probability reaches p.
+// Source: Lin et al., "Twilight", arXiv 2502.02770, section 4.1; the threshold search is ours (docs/backends.md).
+#pragma once
+
+#include "attention/attend.h"
+#include "attention/selection.h"
+
+namespace vesper {
+
+struct TopPRule {
+  float top_p = 0.95F;           // in (0, 1]; 1 keeps every candidate
+  std::int32_t min_tokens = 16;  // a query head keeps at least so many of its best candidates, where it has them
+  Amount sink_tokens = {};       // of those among the candidates, always kept
+  Amount window_tokens = {};
+};
+
+// For each query head the smallest set {candidate : score >= tau} whose softmax over the candidates sums to at least
+// top_p (ties of tau are all kept), found by a radix descent over the scores' order, which starts at the row's maximum
+// and needs no sort; at least min_tokens. The list of a KV head is the union over its query heads, plus the newest
+// token, sink and window, ascending. Same candidates as score_tokens.
+//   scores [seqs, heads, capacity];  tokens.index [seqs, kv_heads, capacity]
+void prune_top_p(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
+                 const Selection& pages, const TopPRule& rule, DenseLimit dense, const Selection& tokens);
+
+namespace cpu {
+void prune_top_p(const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
+                 const Selection& pages, const TopPRule& rule, DenseLimit dense, const Selection& tokens);
+}  // namespace cpu
+namespace cuda {
+void prune_top_p(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
+                 const Selection& pages, const TopPRule& rule, DenseLimit dense, const Selection& tokens);
+}  // namespace cuda
+
+}  // namespace vesper

@@ -1,0 +1,93 @@
+// Quest: attend to the pages whose keys can score highest. Tang et al., "Quest: Query-Aware Sparsity for Efficient
+// Long-Context LLM Inference", arXiv 2406.10774.
+//
+//   U(p) = sum_d max(q_d M_pd, q_d m_pd)      the largest q . k that a key of page p can have (section 3.3)
+//   keep the token_budget / page_tokens pages of largest U, the newest always; attend to them exactly (Algorithm 1)
+//
+// Ours: one list for each KV head, by the group's largest score (the paper has one KV head a query head); optional sink
+// and window tokens inside the budget.
+#include <algorithm>
+
+#include "attention/sparse.h"
+#include "engine/core/error.h"
+
+namespace vesper {
+namespace {
+
+constexpr int kMinSplitTokens = 128;
+
+PageBudget budget_of(const QuestConfig& config) {
+  return {.tokens = config.token_budget, .sink_tokens = config.sink_tokens, .window_tokens = config.window_tokens};
+}
+
+struct QuestScratch {
+  TensorView<float, 3> scores;
+  Selection pages;
+};
+
+QuestScratch lay_out(ScratchCarver& carver, const QuestConfig& config, const AttentionShape& shape, int seqs,
+                     int tokens) {
+  QuestScratch scratch;
+  scratch.scores = carver.take<float>(seqs, shape.kv_heads, page_count(tokens, shape.page_tokens));
+  scratch.pages = take_selection(carver, SelectionUnit::kPages, seqs, shape.kv_heads,
+                                 page_list_bound(budget_of(config), tokens, shape.page_tokens));
+  return scratch;
+}
+
+// Contexts that the budget covers whole. Of a fraction of the context no length is.
+DenseLimit dense_limit_of(const QuestConfig& config, int dense_below, const AttentionShape& shape) {
+  const double budget = config.token_budget.value;
+  const int whole_pages = budget < 1.0 ? 0 : static_cast<int>(budget) / shape.page_tokens * shape.page_tokens;
+  return {std::max(dense_below, whole_pages)};
+}
+
+class Quest final : public SparseAttention {
+ public:
+  Quest(const QuestConfig& config, int dense_below, const AttentionLimits& limits)
+      : SparseAttention(limits, dense_limit_of(config, dense_below, limits.shape), quest_scratch(config, limits),
+                        kMinSplitTokens / limits.shape.page_tokens),
+        config_(config) {
+    if (config.token_budget.value >= 1.0 && config.token_budget.value < limits.shape.page_tokens) {
+      refuse({"setting up quest", "a token_budget of " + std::to_string(static_cast<int>(config.token_budget.value)),
+              "at least one page of " + std::to_string(limits.shape.page_tokens) + " tokens", "raise token_budget"});
+    }
+  }
+
+ private:
+  MadeLists select(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                   ScratchCarver& carver) override {
+    const AttentionShape& shape = limits().shape;
+    const QuestScratch scratch = lay_out(carver, config_, shape, batch.seqs, batch.max_kv_len);
+    score_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, dense_limit(), scratch.scores);
+    select_pages(exec, shape, batch, scratch.scores, budget_of(config_), dense_limit(), scratch.pages);
+    return {.list = scratch.pages, .guard_hits = {}};
+  }
+
+  [[nodiscard]] std::int64_t scoring_bytes(int tokens) const override {
+    return page_scoring_bytes(config_.page_score, limits(), tokens);
+  }
+
+  QuestConfig config_;
+};
+
+}  // namespace
+
+std::int64_t page_scoring_bytes(PageScore score, const AttentionLimits& limits, int tokens) {
+  const DType dtype = score == PageScore::kMinMax ? limits.dtype : DType::kF32;
+  return std::int64_t{2} * page_count(tokens, limits.shape.page_tokens) * limits.shape.head_dim * dtype_bytes(dtype);
+}
+
+BackendScratch quest_scratch(const QuestConfig& config, const AttentionLimits& limits) {
+  ScratchCarver counter(nullptr);
+  const QuestScratch largest = lay_out(counter, config, limits.shape, limits.max_seqs, limits.max_context);
+  const int entries = static_cast<int>(largest.pages.index.shape(2));
+  return {.partials = list_partial_bytes(limits, entries, kMinSplitTokens / limits.shape.page_tokens),
+          .selections = counter.used()};
+}
+
+std::unique_ptr<AttentionBackend> make_quest(const QuestConfig& config, int dense_below,
+                                             const AttentionLimits& limits) {
+  return std::make_unique<Quest>(config, dense_below, limits);
+}
+
+}  // namespace vesper

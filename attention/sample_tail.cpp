@@ -1,0 +1,46 @@
+#include "attention/sample_tail.h"
+
+#include <cmath>
+#include <limits>
+
+namespace vesper {
+
+// By bisection of the lower tail, where erfc keeps its relative precision. Called while an engine is built.
+double inverse_normal(double probability) {
+  if (probability > 0.5) return -inverse_normal(1.0 - probability);
+  if (!(probability > 0.0)) return -std::numeric_limits<double>::infinity();
+  double low = -40.0;  // below the quantile of the least double
+  double high = 0.0;
+  for (int step = 0; step < 80; ++step) {
+    const double middle = (low + high) / 2;
+    (std::erfc(-middle / std::sqrt(2.0)) / 2 < probability ? low : high) = middle;
+  }
+  return high;
+}
+
+void select_static(const Exec& exec, const AttentionShape& shape, const Batch& batch, const TopKScores& scores,
+                   const StaticRule& rule, DenseLimit dense, const Selection& list) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::select_static(exec, shape, batch, scores, rule, dense, list);
+  }
+  cpu::select_static(shape, batch, scores, rule, dense, list);
+}
+
+void draw_pilot(const Exec& exec, const AttentionShape& shape, const Batch& batch, const SampleRule& rule,
+                DenseLimit dense, const Selection& list) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::draw_pilot(exec, shape, batch, rule, dense, list);
+  }
+  cpu::draw_pilot(shape, batch, rule, dense, list);
+}
+
+void size_sample(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                 const Batch& batch, const TensorRef& out, TensorView<const float, 2> lse, const SampleRule& rule,
+                 DenseLimit dense, const Selection& list, const SampleReport& report) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::size_sample(exec, shape, q, kv, batch, out, lse, rule, dense, list, report);
+  }
+  cpu::size_sample(shape, q.as<const float, 2>(), kv, batch, out.as<const float, 2>(), lse, rule, dense, list, report);
+}
+
+}  // namespace vesper

@@ -1,0 +1,21 @@
+#include "attention/score_tokens.h"
+
+#include <cassert>
+
+namespace vesper {
+
+void score_tokens(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                  const Batch& batch, const Selection& pages, KeySource source, DenseLimit dense,
+                  TensorView<float, 3> scores) {
+  assert(source == KeySource::kExact || (kv.int4.data != nullptr && kv.int4_params.data != nullptr));
+  assert(source == KeySource::kExact || shape.head_dim % 2 == 0);
+  assert(pages.index.data() == nullptr || pages.unit == SelectionUnit::kPages);
+  assert(scores.shape(2) >=
+         (pages.index.data() == nullptr ? batch.max_kv_len : pages.index.shape(2) * shape.page_tokens));
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::score_tokens(exec, shape, q, kv, batch, pages, source, dense, scores);
+  }
+  cpu::score_tokens(shape, q.as<const float, 2>(), kv, batch, pages, source, dense, scores);
+}
+
+}  // namespace vesper

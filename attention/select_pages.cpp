@@ -1,0 +1,31 @@
+#include "attention/select_pages.h"
+
+namespace vesper {
+namespace {
+
+[[maybe_unused]] bool has_room_for_pages(const AttentionShape& shape, const Batch& batch, std::int64_t capacity) {
+  return batch.max_kv_len <= capacity * shape.page_tokens;
+}
+
+}  // namespace
+
+void score_pages(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                 const Batch& batch, PageScore page_score, GroupScore group_score, DenseLimit dense,
+                 TensorView<float, 3> scores) {
+  assert(has_room_for_pages(shape, batch, scores.shape(2)));
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::score_pages(exec, shape, q, kv, batch, page_score, group_score, dense, scores);
+  }
+  cpu::score_pages(shape, q.as<const float, 2>(), kv, batch, page_score, group_score, dense, scores);
+}
+
+void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
+                  const PageBudget& budget, DenseLimit dense, const Selection& pages) {
+  assert(has_room_for_pages(shape, batch, scores.shape(2)));
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::select_pages(exec, shape, batch, scores, budget, dense, pages);
+  }
+  cpu::select_pages(shape, batch, scores, budget, dense, pages);
+}
+
+}  // namespace vesper

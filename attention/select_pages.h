@@ -1,0 +1,52 @@
+// Quest's selector: score pages by a bound on q . k, keep the best. Source: Tang et al., "Quest", arXiv 2406.10774,
+// section 3.3 and Algorithm 1; scores of a group and forced pages are ours.
+#pragma once
+
+#include "attention/attend.h"
+#include "attention/selection.h"
+
+namespace vesper {
+
+// How the scores of a group's query heads become the KV head's one score.
+enum class GroupScore : std::uint8_t { kMax, kSum, kMean };
+
+// min_max: sum_d max(q_d M_d, q_d m_d), the largest that q . k can be for a key of the page (needs page bounds).
+// mean_std: sum_d q_d mu_d + |q_d| sigma_d over the page's tokens (needs page moments).
+enum class PageScore : std::uint8_t { kMinMax, kMeanStd };
+
+// scores(s, g, p) for every page p of a sequence, in fp32, unscaled; pages behind the end are not written.
+//   q      [seqs, heads * head_dim], dtype of the cache
+//   scores [seqs, kv_heads, page capacity]
+void score_pages(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                 const Batch& batch, PageScore page_score, GroupScore group_score, DenseLimit dense,
+                 TensorView<float, 3> scores);
+
+// How many pages, and which always. The budget is floored to whole pages, at least one, unless it covers every token;
+// it includes the forced pages: the newest, those that hold the first sink tokens and those that hold the last window
+// tokens. Where the forced pages alone exceed the budget, they are the list.
+struct PageBudget {
+  Amount tokens = {};
+  Amount sink_tokens = {};
+  Amount window_tokens = {};
+};
+
+// The best-scored pages, ascending; among equal scores the lower page wins. No tail. NaN scores count as -inf.
+//   pages.index [seqs, kv_heads, capacity >= page capacity of the longest budget]
+void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
+                  const PageBudget& budget, DenseLimit dense, const Selection& pages);
+
+namespace cpu {
+void score_pages(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
+                 PageScore page_score, GroupScore group_score, DenseLimit dense, TensorView<float, 3> scores);
+void select_pages(const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
+                  const PageBudget& budget, DenseLimit dense, const Selection& pages);
+}  // namespace cpu
+namespace cuda {
+void score_pages(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                 const Batch& batch, PageScore page_score, GroupScore group_score, DenseLimit dense,
+                 TensorView<float, 3> scores);
+void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
+                  const PageBudget& budget, DenseLimit dense, const Selection& pages);
+}  // namespace cuda
+
+}  // namespace vesper

@@ -1,0 +1,120 @@
+#include "attention/sparse.h"
+
+#include <algorithm>
+
+#include <cassert>
+
+namespace vesper {
+namespace {
+
+constexpr std::int64_t kFloatBytes = 4;
+
+constexpr int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
+
+// Entries of a split of lists of up to `entries` entries, for `seqs` sequences.
+int split_entries(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries) {
+  const int wanted = std::max(1, divide_up(units, std::max(1, seqs * limits.shape.kv_heads)));
+  return std::max(min_entries, divide_up(entries, wanted));
+}
+
+Memory device_memory(const AttentionLimits& limits) {
+  return limits.device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost;
+}
+
+}  // namespace
+
+Selection take_selection(ScratchCarver& carver, SelectionUnit unit, int seqs, int kv_heads, int capacity) {
+  Selection list;
+  list.unit = unit;
+  list.index = carver.take<std::int32_t>(seqs, kv_heads, capacity);
+  list.count = carver.take<std::int32_t>(seqs, kv_heads);
+  list.tail_begin = carver.take<std::int32_t>(seqs, kv_heads);
+  list.tail_log_weight = carver.take<float>(seqs, kv_heads);
+  return list;
+}
+
+int page_count(int tokens, int page_tokens) {
+  return divide_up(tokens, page_tokens);
+}
+
+int page_list_bound(const PageBudget& budget, int tokens, int page_tokens) {
+  const int pages = page_count(tokens, page_tokens);
+  // Rounded up: a budget that covers every token takes the last page too, full or not.
+  const int chosen = std::max(1, page_count(tokens_of(budget.tokens, tokens), page_tokens));
+  // A window may touch one page more than its tokens fill.
+  const int forced = 1 + page_count(tokens_of(budget.sink_tokens, tokens), page_tokens) +
+                     page_count(tokens_of(budget.window_tokens, tokens), page_tokens) + 1;
+  return std::min(pages, std::max(chosen, forced));
+}
+
+std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int min_entries) {
+  const int units = decode_units(limits);
+  std::int64_t slots = 0;  // (sequence, split) pairs
+  for (int seqs = 1; seqs <= limits.max_seqs; ++seqs) {
+    const int splits = divide_up(entries, split_entries(limits, units, seqs, entries, min_entries));
+    slots = std::max(slots, std::int64_t{seqs} * splits);
+  }
+  return slots * limits.shape.heads * (limits.shape.head_dim + 1) * kFloatBytes;
+}
+
+SparseAttention::SparseAttention(const AttentionLimits& limits, DenseLimit dense, const BackendScratch& scratch,
+                                 int min_entries)
+    : limits_(limits),
+      dense_limit_(dense),
+      min_entries_(min_entries),
+      units_(decode_units(limits)),
+      dense_(limits),
+      partials_(device_memory(limits), scratch.partials, "the partial results of attention over lists"),
+      scratch_(device_memory(limits), scratch.selections, "scores and lists of sparse attention") {}
+
+void SparseAttention::plan(const Batch& batch) {
+  dense_.plan(batch);
+  any_dense_ = false;
+  any_sparse_ = false;
+  metadata_bytes_ = 0;
+  for (const std::int32_t tokens : batch.host_kv_len) {
+    const bool sparse = tokens > dense_limit_.tokens;
+    any_sparse_ = any_sparse_ || sparse;
+    any_dense_ = any_dense_ || !sparse;
+    if (sparse) metadata_bytes_ += limits_.shape.kv_heads * scoring_bytes(tokens);
+  }
+}
+
+void SparseAttention::run(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                          const TensorRef& out, TensorView<float, 2> lse) {
+  if (any_dense_) dense_.run_short(exec, layer, q, batch, out, lse, dense_limit_.tokens);
+  if (!any_sparse_) return;
+  ScratchCarver scratch(scratch_.data());
+  const MadeLists made = select(exec, layer, q, batch, scratch);
+  list_ = made.list;
+  assert(scratch.used() <= scratch_.bytes());
+  attend_list(exec, layer, q, batch, list_, out, lse);
+  const LayerCounters& counters = layer.counters;
+  if (counters.lists.data() == nullptr) return;
+  count_selected(exec, limits_.shape, batch, list_, dense_limit_,
+                 {.kept_tokens = counters.kept_tokens,
+                  .visible_tokens = counters.visible_tokens,
+                  .sampled_tokens = counters.sampled_tokens,
+                  .lists = counters.lists,
+                  .guard_hits = counters.guard_hits,
+                  .list_guard_hits = made.guard_hits});
+}
+
+void SparseAttention::attend_list(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                                  const Selection& list, const TensorRef& out, TensorView<float, 2> lse) const {
+  const AttentionShape& shape = limits_.shape;
+  const int entries = static_cast<int>(list.index.shape(2));
+  const int split = split_entries(limits_, units_, batch.seqs, entries, min_entries_);
+  const int splits = divide_up(entries, split);
+  auto* floats = static_cast<float*>(partials_.data());
+  const std::int64_t rows = std::int64_t{batch.seqs} * shape.heads * splits;
+  assert(rows * (shape.head_dim + 1) * kFloatBytes <= partials_.bytes());
+  const SplitPartials partials{
+      .out = TensorView<float, 4>(floats, batch.seqs, shape.heads, splits, shape.head_dim),
+      .lse = TensorView<float, 3>(floats + rows * shape.head_dim, batch.seqs, shape.heads, splits)};
+  attend_selected(exec, shape, q, layer.kv, batch, list, split, dense_limit_, partials, out, lse);
+}
+
+}  // namespace vesper

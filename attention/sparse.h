@@ -1,0 +1,104 @@
+// What the sparse backends share: lists for the sequences over a threshold, dense attention for the others, scratch.
+#pragma once
+
+#include "attention/attend_selected.h"
+#include "attention/attention.h"
+
+namespace vesper {
+
+// Hands out parts of one buffer, each on 256 bytes. Over a null base it only counts.
+class ScratchCarver {
+ public:
+  explicit ScratchCarver(void* base) : base_(static_cast<std::byte*>(base)) {}
+
+  template <typename T, std::integral... Extents>
+  TensorView<T, static_cast<int>(sizeof...(Extents))> take(Extents... extents) {
+    const std::int64_t bytes = (std::int64_t{1} * ... * extents) * static_cast<std::int64_t>(sizeof(T));
+    auto* data = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += (bytes + 255) / 256 * 256;
+    return TensorView<T, static_cast<int>(sizeof...(Extents))>(data, extents...);
+  }
+  [[nodiscard]] std::int64_t used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  std::int64_t used_ = 0;
+};
+
+// A list of `capacity` entries for each sequence and KV head.
+Selection take_selection(ScratchCarver& carver, SelectionUnit unit, int seqs, int kv_heads, int capacity);
+
+// Bounds that hold for every context of at most `tokens`, and what a budget comes to.
+int page_count(int tokens, int page_tokens);
+// Most pages that select_pages keeps.
+int page_list_bound(const PageBudget& budget, int tokens, int page_tokens);
+
+// Device memory of a backend, without that of the dense attention inside it.
+struct BackendScratch {
+  std::int64_t partials = 0;
+  std::int64_t selections = 0;
+};
+
+// Partial results of attention over lists of up to `entries` entries, cut into splits of at least `min_entries`.
+std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int min_entries);
+
+// One layer's lists of one step.
+struct MadeLists {
+  Selection list;
+  TensorView<const std::int32_t, 2> guard_hits;  // [seqs, kv_heads] where lists hold samples
+};
+
+class SparseAttention : public AttentionBackend {
+ public:
+  void plan(const Batch& batch) final;
+  void run(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch, const TensorRef& out,
+           TensorView<float, 2> lse) final;
+  [[nodiscard]] Selection last_selection() const final { return list_; }
+  [[nodiscard]] std::int64_t metadata_bytes() const final { return metadata_bytes_; }
+
+ protected:
+  // `scratch`: of the largest step, as the backend's own layout counts it. `min_entries`: of a split of a list.
+  SparseAttention(const AttentionLimits& limits, DenseLimit dense, const BackendScratch& scratch, int min_entries);
+
+  // Makes the lists of one layer.
+  virtual MadeLists select(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                           ScratchCarver& scratch) = 0;
+  // Bytes read for one KV head of one layer to choose among `tokens` tokens.
+  [[nodiscard]] virtual std::int64_t scoring_bytes(int tokens) const = 0;
+
+  // Attention over a list, cut into splits that fill the device.
+  void attend_list(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                   const Selection& list, const TensorRef& out, TensorView<float, 2> lse) const;
+
+  [[nodiscard]] const AttentionLimits& limits() const { return limits_; }
+  [[nodiscard]] DenseLimit dense_limit() const { return dense_limit_; }
+
+ private:
+  AttentionLimits limits_;
+  DenseLimit dense_limit_;
+  int min_entries_;  // of a split
+  int units_;        // blocks that the device runs side by side
+  DenseAttention dense_;
+  Buffer partials_;
+  Buffer scratch_;
+  Selection list_;
+  bool any_dense_ = false;
+  bool any_sparse_ = false;
+  std::int64_t metadata_bytes_ = 0;
+};
+
+// Bytes of side tables or keys that scoring reads for one KV head over `tokens` tokens.
+std::int64_t page_scoring_bytes(PageScore score, const AttentionLimits& limits, int tokens);
+std::int64_t token_scoring_bytes(KeySource source, const AttentionLimits& limits, int tokens);
+
+// The three backends; each is in the file of its name, with its paper.
+BackendScratch quest_scratch(const QuestConfig& config, const AttentionLimits& limits);
+BackendScratch twilight_scratch(const TwilightConfig& config, const AttentionLimits& limits);
+BackendScratch vattention_scratch(const VAttentionConfig& config, const AttentionLimits& limits);
+std::unique_ptr<AttentionBackend> make_quest(const QuestConfig& config, int dense_below, const AttentionLimits& limits);
+std::unique_ptr<AttentionBackend> make_twilight(const TwilightConfig& config, int dense_below,
+                                                const AttentionLimits& limits);
+std::unique_ptr<AttentionBackend> make_vattention(const VAttentionConfig& config, int dense_below,
+                                                  const AttentionLimits& limits);
+
+}  // namespace vesper

@@ -1,0 +1,137 @@
+// vAttention: attend to the heavy tokens exactly and to a random sample of the rest, as large as a bound on the error
+// asks. Desai et al., "vAttention: Verified Sparse Attention via Sampling", arXiv 2510.05688.
+//
+//   static part  sink, window and top-k tokens, weight 1
+//   tail         b of the n_rest others, uniform without replacement, weight n_rest / b in numerator and denominator
+//   b            from a pilot sample, so that P(error > epsilon) <= delta by the normal bound (Lemma 4.1)
+//
+// Ours: the pilot is absolute and becomes the first part of the sample; b is sized for the output (or, as the paper ran
+// it, for the denominator); a sampled token that alone exceeds the tolerance shows that top-k missed it, and the sample
+// grows. The composition attends twice: to static part and pilot, which gives the estimates that size the sample, then
+// to all.
+#include <algorithm>
+#include <cmath>
+
+#include "attention/sparse.h"
+
+namespace vesper {
+namespace {
+
+constexpr int kMinSplitTokens = 128;
+
+struct VAttentionScratch {
+  TensorView<float, 3> page_scores;   // top_k_by quest
+  TensorView<float, 3> token_scores;  // top_k_by int4 or oracle
+  Selection list;
+  TensorRef pilot_out;
+  TensorView<float, 2> pilot_lse;
+  TensorView<std::int32_t, 2> guard_hits;
+};
+
+VAttentionScratch lay_out(ScratchCarver& carver, const VAttentionConfig& config, const AttentionLimits& limits,
+                          int seqs, int tokens) {
+  const AttentionShape& shape = limits.shape;
+  VAttentionScratch scratch;
+  if (config.top_k_by == TopKBy::kQuest) {
+    scratch.page_scores = carver.take<float>(seqs, shape.kv_heads, page_count(tokens, shape.page_tokens));
+  }
+  if (config.top_k_by == TopKBy::kInt4 || config.top_k_by == TopKBy::kOracle) {
+    scratch.token_scores = carver.take<float>(seqs, shape.heads, tokens);
+  }
+  scratch.list = take_selection(carver, SelectionUnit::kTokens, seqs, shape.kv_heads, tokens);
+  const std::int64_t columns = std::int64_t{shape.heads} * shape.head_dim;
+  scratch.pilot_out = tensor_ref(carver.take<std::uint8_t>(seqs * columns * dtype_bytes(limits.dtype)).data(),
+                                 limits.dtype, seqs, columns);
+  scratch.pilot_lse = carver.take<float>(seqs, shape.heads);
+  scratch.guard_hits = carver.take<std::int32_t>(seqs, shape.kv_heads);
+  return scratch;
+}
+
+// Where static part and pilot leave nothing to save: n <= sink + window + top-k + pilot.
+DenseLimit dense_limit_of(const VAttentionConfig& config, int dense_below, int max_context) {
+  const auto saves_nothing = [&](int tokens) {
+    return tokens <= std::int64_t{tokens_of(config.sink_tokens, tokens)} + tokens_of(config.window_tokens, tokens) +
+                         tokens_of(config.top_k, tokens) + tokens_of(config.pilot, tokens);
+  };
+  int limit = 0;
+  for (int tokens = 1; tokens <= max_context && saves_nothing(tokens); ++tokens) limit = tokens;
+  return {std::max(dense_below, limit)};
+}
+
+class VAttention final : public SparseAttention {
+ public:
+  VAttention(const VAttentionConfig& config, int dense_below, const AttentionLimits& limits)
+      : SparseAttention(limits, dense_limit_of(config, dense_below, limits.max_context),
+                        vattention_scratch(config, limits), kMinSplitTokens),
+        config_(config) {
+    sample_.epsilon = config.epsilon;
+    sample_.z = static_cast<float>(inverse_normal(1.0 - static_cast<double>(config.delta) / 2.0));
+    sample_.pilot = config.pilot;
+    sample_.verify = config.verify;
+    sample_.on_outlier = config.on_outlier;
+    sample_.safety = config.safety;
+    sample_.seed = config.seed < 0 ? limits.seed : static_cast<std::uint32_t>(config.seed);
+  }
+
+ private:
+  MadeLists select(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                   ScratchCarver& carver) override {
+    const AttentionShape& shape = limits().shape;
+    const VAttentionScratch scratch = lay_out(carver, config_, limits(), batch.seqs, batch.max_kv_len);
+    TopKScores scores;
+    if (config_.top_k_by == TopKBy::kQuest) {
+      score_pages(exec, shape, q, layer.kv, batch, PageScore::kMinMax, config_.group, dense_limit(),
+                  scratch.page_scores);
+      scores.of_pages = scratch.page_scores;
+    } else if (config_.top_k_by != TopKBy::kNone) {
+      const KeySource source = config_.top_k_by == TopKBy::kInt4 ? KeySource::kInt4 : KeySource::kExact;
+      score_tokens(exec, shape, q, layer.kv, batch, {}, source, dense_limit(), scratch.token_scores);
+      scores.of_tokens = scratch.token_scores;
+    }
+    const StaticRule rule{.sink_tokens = config_.sink_tokens,
+                          .window_tokens = config_.window_tokens,
+                          .top_k = config_.top_k_by == TopKBy::kNone ? Amount{0.0} : config_.top_k,
+                          .group_score = config_.group};
+    select_static(exec, shape, batch, scores, rule, dense_limit(), scratch.list);
+
+    SampleRule sample = sample_;
+    sample.layer = layer.number;
+    draw_pilot(exec, shape, batch, sample, dense_limit(), scratch.list);
+    attend_list(exec, layer, q, batch, scratch.list, scratch.pilot_out, scratch.pilot_lse);
+    size_sample(exec, shape, q, layer.kv, batch, scratch.pilot_out, scratch.pilot_lse, sample, dense_limit(),
+                scratch.list, {scratch.guard_hits});
+    return {.list = scratch.list, .guard_hits = scratch.guard_hits};
+  }
+
+  [[nodiscard]] std::int64_t scoring_bytes(int tokens) const override {
+    switch (config_.top_k_by) {
+      case TopKBy::kQuest:
+        return page_scoring_bytes(PageScore::kMinMax, limits(), tokens);
+      case TopKBy::kInt4:
+        return token_scoring_bytes(KeySource::kInt4, limits(), tokens);
+      case TopKBy::kOracle:
+        return token_scoring_bytes(KeySource::kExact, limits(), tokens);
+      case TopKBy::kNone:
+        break;
+    }
+    return 0;
+  }
+
+  VAttentionConfig config_;
+  SampleRule sample_;
+};
+
+}  // namespace
+
+BackendScratch vattention_scratch(const VAttentionConfig& config, const AttentionLimits& limits) {
+  ScratchCarver counter(nullptr);
+  (void)lay_out(counter, config, limits, limits.max_seqs, limits.max_context);
+  return {.partials = list_partial_bytes(limits, limits.max_context, kMinSplitTokens), .selections = counter.used()};
+}
+
+std::unique_ptr<AttentionBackend> make_vattention(const VAttentionConfig& config, int dense_below,
+                                                  const AttentionLimits& limits) {
+  return std::make_unique<VAttention>(config, dense_below, limits);
+}
+
+}  // namespace vesper

@@ -1,0 +1,378 @@
+// Sampled lists on CUDA against the CPU's. Static part and draws are equal to the last entry, since they depend on
+// integers and given scores; a size depends on fp32 terms and may differ by a thousandth and by one.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attention/sample_tail.h"
+#include "engine/core/error.h"
+#include "tests/attention/list_buffers.h"
+#include "tests/gpu.h"
+#include "tests/paged_device.h"
+
+namespace vesper {
+namespace {
+
+// Lists on the device that start as their host twins are.
+struct DeviceLists {
+  Buffer index, count, tail_begin, tail_log_weight, guard_hits;
+  Selection list;
+  SampleReport report;
+
+  DeviceLists(const Stream& stream, const ListBuffers& host)
+      : index(upload(stream, host.index)),
+        count(upload(stream, host.count)),
+        tail_begin(upload(stream, host.tail_begin)),
+        tail_log_weight(upload(stream, host.tail_log_weight)),
+        guard_hits(upload(stream, host.guard_hits)) {
+    const auto extent = [&](int d) { return host.list.index.shape(d); };
+    list = {.unit = SelectionUnit::kTokens,
+            .index = index.view<std::int32_t>(extent(0), extent(1), extent(2)),
+            .count = count.view<std::int32_t>(extent(0), extent(1)),
+            .tail_begin = tail_begin.view<std::int32_t>(extent(0), extent(1)),
+            .tail_log_weight = tail_log_weight.view<float>(extent(0), extent(1))};
+    report = {.guard_hits = guard_hits.view<std::int32_t>(extent(0), extent(1))};
+  }
+  void read(const Stream& stream, ListBuffers& host) const {
+    host.index = download<std::int32_t>(stream, index, host.index.size());
+    host.count = download<std::int32_t>(stream, count, host.count.size());
+    host.tail_begin = download<std::int32_t>(stream, tail_begin, host.tail_begin.size());
+    host.tail_log_weight = download<float>(stream, tail_log_weight, host.tail_log_weight.size());
+    host.guard_hits = download<std::int32_t>(stream, guard_hits, host.guard_hits.size());
+    host.look();
+  }
+};
+
+// The same count, static part, weight and entries; says where the first difference is.
+void expect_same_list(const ListBuffers& found, const ListBuffers& expected, int s, int g, const std::string& what) {
+  const std::string where = what + ", sequence " + std::to_string(s) + ", KV head " + std::to_string(g);
+  ASSERT_EQ(found.list.count(s, g), expected.list.count(s, g)) << where;
+  ASSERT_EQ(found.list.tail_begin(s, g), expected.list.tail_begin(s, g)) << where;
+  EXPECT_FLOAT_EQ(found.list.tail_log_weight(s, g), expected.list.tail_log_weight(s, g)) << where;
+  for (int i = 0; i < found.list.count(s, g); ++i) {
+    ASSERT_EQ(found.list.index(s, g, i), expected.list.index(s, g, i)) << where << ", entry " << i;
+  }
+}
+
+AttentionShape shape_of(int group, int kv_heads, int head_dim, int page_tokens) {
+  return {.heads = group * kv_heads,
+          .kv_heads = kv_heads,
+          .head_dim = head_dim,
+          .page_tokens = page_tokens,
+          .scale = 1.0F / std::sqrt(static_cast<float>(head_dim))};
+}
+
+enum class Scores { kSpread, kTied, kEqual, kWithNan };
+
+std::vector<float> scores_like(std::mt19937& random, std::size_t count, Scores like) {
+  std::vector<float> scores = random_floats(random, count, -20.0F, 20.0F);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (like == Scores::kTied) scores[i] = std::round(scores[i]);
+    if (like == Scores::kEqual) scores[i] = 0.5F;
+    if (like == Scores::kWithNan && i % 3 == 0) scores[i] = i % 2 == 0 ? NAN : -INFINITY;
+    if (i % 1000 == 7) scores[i] = i % 2 == 0 ? -0.0F : 0.0F;
+  }
+  return scores;
+}
+
+TEST(SelectStaticCuda, GivesTheListsOfTheCpu) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  std::mt19937 random(1);
+  const std::vector<int> lengths{1, 5, 63, 64, 4096, 4100, 4165, 9000, 40000};
+  constexpr int kCapacity = 40001;
+  const auto seqs = static_cast<int>(lengths.size());
+  const RaggedBatch ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1), 16);
+  const DeviceBatch device(stream, ragged);
+  const std::vector<StaticRule> rules{
+      {.sink_tokens = {4}, .window_tokens = {8}, .top_k = {0.025}},
+      {.sink_tokens = {128}, .window_tokens = {128}, .top_k = {1}, .group_score = GroupScore::kSum},
+      {.sink_tokens = {0}, .window_tokens = {0}, .top_k = {0.9}, .group_score = GroupScore::kMean},
+      {.sink_tokens = {3}, .window_tokens = {0.5}, .top_k = {100000}},
+      {.sink_tokens = {64}, .window_tokens = {64}, .top_k = {0}}};
+  int round = 0;
+  for (const int group : {1, 3, 8}) {
+    const AttentionShape shape = shape_of(group, 2, 64, 16);
+    for (const Scores like : {Scores::kSpread, Scores::kTied, Scores::kEqual, Scores::kWithNan}) {
+      for (const bool of_pages : {false, true}) {
+        const int rows = of_pages ? shape.kv_heads : shape.heads;
+        const int columns = of_pages ? (kCapacity + 15) / 16 : kCapacity;
+        const std::vector<float> scores =
+            scores_like(random, static_cast<std::size_t>(seqs * rows) * static_cast<std::size_t>(columns), like);
+        const Buffer on_device = upload(stream, scores);
+        TopKScores top_k;
+        TopKScores device_top_k;
+        (of_pages ? top_k.of_pages : top_k.of_tokens) = TensorView<const float, 3>(scores.data(), seqs, rows, columns);
+        (of_pages ? device_top_k.of_pages : device_top_k.of_tokens) = on_device.view<const float>(seqs, rows, columns);
+        const StaticRule& rule = rules[static_cast<std::size_t>(round++) % rules.size()];
+        ListBuffers expected(seqs, 2, kCapacity);
+        const DeviceLists lists(stream, expected);
+        cpu::select_static(shape, ragged.batch, top_k, rule, {.tokens = 5}, expected.list);
+        select_static(stream.exec(), shape, device.batch, device_top_k, rule, {.tokens = 5}, lists.list);
+        ListBuffers found(seqs, 2, kCapacity);
+        lists.read(stream, found);
+        for (int s = 0; s < seqs; ++s) {
+          for (int g = 0; g < 2; ++g) {
+            expect_same_list(found, expected, s, g,
+                             "group " + std::to_string(group) + (of_pages ? ", pages" : ", tokens") + ", scores " +
+                                 std::to_string(static_cast<int>(like)) + ", rule " +
+                                 std::to_string((round - 1) % static_cast<int>(rules.size())));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(DrawPilotCuda, DrawsAsTheCpuDoes) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  std::mt19937 random(2);
+  const std::vector<int> lengths{3, 9, 10, 11, 700, 16393, 40000};
+  RaggedBatch ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1), 16);
+  ragged.request = {9, 8, 7, 3, 1, 1, 70000};
+  const DeviceBatch device(stream, ragged);
+  const auto seqs = static_cast<int>(lengths.size());
+  const AttentionShape shape = shape_of(2, 3, 64, 16);
+  for (const Amount pilot : {Amount{512}, Amount{0.3}, Amount{1e9}}) {
+    const SampleRule rule{.pilot = pilot, .seed = 5, .layer = 31};
+    ListBuffers expected(seqs, 3, 40000);
+    cpu::select_static(shape, ragged.batch, {}, {.sink_tokens = {4}, .window_tokens = {5}, .top_k = {}}, {.tokens = 3},
+                       expected.list);
+    const DeviceLists lists(stream, expected);
+    cpu::draw_pilot(shape, ragged.batch, rule, {.tokens = 3}, expected.list);
+    draw_pilot(stream.exec(), shape, device.batch, rule, {.tokens = 3}, lists.list);
+    ListBuffers found(seqs, 3, 40000);
+    lists.read(stream, found);
+    for (int s = 0; s < seqs; ++s) {
+      for (int g = 0; g < 3; ++g) expect_same_list(found, expected, s, g, "pilot " + std::to_string(pilot.value));
+    }
+  }
+}
+
+// A layer in T's numbers, with queries whose scores deviate by about 1.5 and values around 1, and a pilot attended to.
+struct Layer {
+  AttentionShape shape;
+  RaggedBatch ragged;
+  PagedTensor k, v;
+  std::vector<float> q, out, lse;
+
+  Layer(std::mt19937& random, const AttentionShape& of, const std::vector<int>& lengths)
+      : shape(of),
+        ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1), of.page_tokens),
+        k(ragged.pages, of.kv_heads, of.page_tokens, of.head_dim),
+        v(ragged.pages, of.kv_heads, of.page_tokens, of.head_dim),
+        q(random_floats(random, lengths.size() * static_cast<std::size_t>(of.heads * of.head_dim), -4.5F, 4.5F)),
+        out(q.size()),
+        lse(lengths.size() * static_cast<std::size_t>(of.heads)) {
+    k.fill(ragged.batch, random);
+    v.fill(ragged.batch, random);
+    for (float& value : v.data) value += 1.0F;
+  }
+  [[nodiscard]] std::size_t row(int s, int h) const {
+    return static_cast<std::size_t>(s * shape.heads + h) * static_cast<std::size_t>(shape.head_dim);
+  }
+  // Token t of head h's KV head gets a key along the query: its score is `score`.
+  void plant(int s, int h, int t, float score) {
+    double squared = 0.0;
+    for (int d = 0; d < shape.head_dim; ++d)
+      squared += std::pow(static_cast<double>(q[row(s, h) + static_cast<std::size_t>(d)]), 2);
+    const float factor = score / (shape.scale * static_cast<float>(squared));
+    for (int d = 0; d < shape.head_dim; ++d) {
+      k.at(ragged.batch, s, t, h / shape.group(), d) = factor * q[row(s, h) + static_cast<std::size_t>(d)];
+    }
+  }
+  template <typename T>
+  void round() {
+    round_to<T>(k.data);
+    round_to<T>(v.data);
+    round_to<T>(q);
+  }
+  template <typename T>
+  void attend(const ListBuffers& lists) {
+    for (int s = 0; s < ragged.batch.seqs; ++s) {
+      for (int h = 0; h < shape.heads; ++h) {
+        const int g = h / shape.group();
+        std::vector<double> sums(static_cast<std::size_t>(shape.head_dim));
+        double total = 0.0;
+        for (int i = 0; i < lists.list.count(s, g); ++i) {
+          const std::int32_t t = lists.list.index(s, g, i);
+          double score = i < lists.list.tail_begin(s, g) ? 0.0 : static_cast<double>(lists.list.tail_log_weight(s, g));
+          double product = 0.0;
+          for (int d = 0; d < shape.head_dim; ++d) {
+            product += static_cast<double>(q[row(s, h) + static_cast<std::size_t>(d)]) *
+                       static_cast<double>(k.at(ragged.batch, s, t, g, d));
+          }
+          score = std::exp(score + product * static_cast<double>(shape.scale));
+          total += score;
+          for (int d = 0; d < shape.head_dim; ++d) {
+            sums[static_cast<std::size_t>(d)] += score * static_cast<double>(v.at(ragged.batch, s, t, g, d));
+          }
+        }
+        for (std::size_t d = 0; d < sums.size(); ++d) out[row(s, h) + d] = static_cast<float>(sums[d] / total);
+        lse[static_cast<std::size_t>(s * shape.heads + h)] = static_cast<float>(std::log(total));
+      }
+    }
+    round_to<T>(out);
+  }
+  void size(SampleRule rule, float epsilon_times, DenseLimit dense, ListBuffers& lists) {
+    rule.epsilon *= epsilon_times;
+    const std::int64_t width = std::int64_t{shape.heads} * shape.head_dim;
+    const int seqs = ragged.batch.seqs;
+    cpu::size_sample(shape, TensorView<const float, 2>(q.data(), seqs, width), {.k = k.ref(), .v = v.ref()},
+                     ragged.batch, TensorView<const float, 2>(out.data(), seqs, width),
+                     TensorView<const float, 2>(lse.data(), seqs, shape.heads), rule, dense, lists.list, lists.report);
+  }
+};
+
+// How often the found sizes lay strictly between pilot and rest, and how often the guard hit.
+struct Seen {
+  int sized = 0;
+  int hit = 0;
+};
+
+// CUDA's lists must lie among the CPU's at epsilon and a thousandth to either side: a term near the tolerance may fall
+// on either side of it, and a size to either side of a whole number.
+template <typename T>
+void compare_sizes(const Stream& stream, Layer& layer, const SampleRule& rule, const std::string& what, Seen& seen) {
+  const DenseLimit dense{.tokens = 30};
+  const Batch& batch = layer.ragged.batch;
+  const AttentionShape& shape = layer.shape;
+  ListBuffers pilot(batch.seqs, shape.kv_heads, batch.max_kv_len);
+  cpu::select_static(shape, batch, {}, {.sink_tokens = {8}, .window_tokens = {8}, .top_k = {}}, dense, pilot.list);
+  cpu::draw_pilot(shape, batch, rule, dense, pilot.list);
+  layer.attend<T>(pilot);
+
+  const DeviceBatch device(stream, layer.ragged);
+  const Buffer k = upload_as<T>(stream, layer.k.data);
+  const Buffer v = upload_as<T>(stream, layer.v.data);
+  const Buffer q = upload_as<T>(stream, layer.q);
+  const Buffer out = upload_as<T>(stream, layer.out);
+  const Buffer lse = upload(stream, layer.lse);
+  const DType dtype = DTypeOf<T>::value;
+  const std::int64_t width = std::int64_t{shape.heads} * shape.head_dim;
+  const LayerKv kv{.k = k.ref(dtype, layer.k.pages, shape.kv_heads, shape.page_tokens, shape.head_dim),
+                   .v = v.ref(dtype, layer.v.pages, shape.kv_heads, shape.page_tokens, shape.head_dim)};
+  const DeviceLists lists(stream, pilot);
+  size_sample(stream.exec(), shape, q.ref(dtype, batch.seqs, width), kv, device.batch,
+              out.ref(dtype, batch.seqs, width), lse.view<const float>(batch.seqs, shape.heads), rule, dense,
+              lists.list, lists.report);
+  ListBuffers found(pilot);
+  lists.read(stream, found);
+
+  std::vector<ListBuffers> expected(3, pilot);
+  for (int i = 0; i < 3; ++i)
+    layer.size(rule, 1.0F + 1e-3F * static_cast<float>(i - 1), dense, expected[static_cast<std::size_t>(i)]);
+  ListBuffers whole(pilot);  // of draws in order
+  SampleRule all = rule;
+  all.pilot = {1e9};
+  cpu::draw_pilot(shape, batch, all, dense, whole.list);
+
+  for (int s = 0; s < batch.seqs; ++s) {
+    for (int g = 0; g < shape.kv_heads; ++g) {
+      const std::string where = what + ", sequence " + std::to_string(s) + ", KV head " + std::to_string(g);
+      const int count = found.list.count(s, g);
+      const int hits = found.report.guard_hits(s, g);
+      if (batch.kv_len(s) <= dense.tokens) {
+        EXPECT_EQ(count, ListBuffers::kUntouched) << where;
+        EXPECT_EQ(hits, 0) << where;
+        continue;
+      }
+      const int begin = pilot.list.tail_begin(s, g);
+      const int drawn = count - begin;
+      const int rest = batch.kv_len(s) - begin;
+      bool near = false;
+      int least_hits = INT32_MAX;
+      int most_hits = 0;
+      std::string sizes;
+      for (const ListBuffers& one : expected) {
+        const int size = one.list.count(s, g) - begin;
+        near |= std::abs(drawn - size) <= 2 + 2e-3 * size;
+        least_hits = std::min(least_hits, one.report.guard_hits(s, g));
+        most_hits = std::max(most_hits, one.report.guard_hits(s, g));
+        sizes += " " + std::to_string(size);
+      }
+      EXPECT_TRUE(near) << where << ": drawn " << drawn << " of " << rest << ", expected about" << sizes;
+      EXPECT_TRUE(hits >= least_hits && hits <= most_hits)
+          << where << ": guard hits " << hits << ", expected " << least_hits << " to " << most_hits;
+      EXPECT_EQ(found.list.tail_begin(s, g), begin) << where;
+      ASSERT_TRUE(drawn >= 0 && drawn <= rest) << where << ": " << drawn;
+      for (int i = 0; i < count; ++i) {
+        ASSERT_EQ(found.list.index(s, g, i), whole.list.index(s, g, i)) << where << ", entry " << i;
+      }
+      EXPECT_FLOAT_EQ(found.list.tail_log_weight(s, g), static_cast<float>(std::log(static_cast<double>(rest) / drawn)))
+          << where;
+      seen.sized += count > pilot.list.count(s, g) && drawn < rest ? 1 : 0;
+      seen.hit += hits > 0 ? 1 : 0;
+    }
+  }
+}
+
+template <typename T>
+class SizeSampleCuda : public testing::Test {};
+using ElementTypes = testing::Types<bf16, f16>;
+TYPED_TEST_SUITE(SizeSampleCuda, ElementTypes);
+
+TYPED_TEST(SizeSampleCuda, SizesAsTheCpuDoes) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  std::mt19937 random(3);
+  struct Form {
+    int group, kv_heads, head_dim, page_tokens;
+  };
+  Seen seen;
+  for (const Form& form :
+       {Form{1, 2, 64, 16}, Form{4, 2, 128, 16}, Form{8, 1, 64, 32}, Form{16, 1, 128, 64}, Form{5, 2, 128, 32}}) {
+    Layer layer(random, shape_of(form.group, form.kv_heads, form.head_dim, form.page_tokens),
+                {1, 30, 31, 200, 900, 6000});
+    layer.round<TypeParam>();
+    for (const Verify verify : {Verify::kOutput, Verify::kDenominator}) {
+      for (const float epsilon : {0.05F, 0.15F, 0.5F}) {
+        const SampleRule rule{.epsilon = epsilon, .pilot = {150}, .verify = verify, .seed = 11, .layer = 2};
+        compare_sizes<TypeParam>(stream, layer, rule,
+                                 "group " + std::to_string(form.group) + ", head_dim " + std::to_string(form.head_dim) +
+                                     ", epsilon " + std::to_string(epsilon) +
+                                     (verify == Verify::kOutput ? ", output" : ", denominator"),
+                                 seen);
+      }
+    }
+  }
+  EXPECT_GT(seen.sized, 20) << "too few samples between pilot and rest to show anything";
+}
+
+TYPED_TEST(SizeSampleCuda, GuardsAsTheCpuDoes) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  std::mt19937 random(4);
+  Seen seen;
+  for (const int head_dim : {64, 128}) {
+    Layer layer(random, shape_of(2, 2, head_dim, 16), {3000, 5000});
+    for (int s = 0; s < 2; ++s) {
+      for (int h = 0; h < 4; ++h) {
+        for (int i = 0; i < 12; ++i) layer.plant(s, h, 100 + 4 * (53 * i + 7 * s) + h, 8.5F);
+      }
+    }
+    layer.round<TypeParam>();
+    for (const Verify verify : {Verify::kOutput, Verify::kDenominator}) {
+      for (const OnOutlier on_outlier : {OnOutlier::kReport, OnOutlier::kEscalate}) {
+        for (std::uint32_t seed = 0; seed < 8; ++seed) {
+          const SampleRule rule{
+              .epsilon = 0.2F, .pilot = {100}, .verify = verify, .on_outlier = on_outlier, .seed = seed};
+          compare_sizes<TypeParam>(
+              stream, layer, rule,
+              "head_dim " + std::to_string(head_dim) + (verify == Verify::kOutput ? ", output" : ", denominator") +
+                  (on_outlier == OnOutlier::kReport ? ", report" : ", escalate") + ", seed " + std::to_string(seed),
+              seen);
+        }
+      }
+    }
+  }
+  EXPECT_GT(seen.hit, 20) << "too few hits to show anything";
+}
+
+}  // namespace
+}  // namespace vesper

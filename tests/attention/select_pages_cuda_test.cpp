@@ -1,0 +1,190 @@
+// Page scores on CUDA against the CPU's on the same 16-bit numbers; page lists against a sort, exactly.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attention/select_pages.h"
+#include "kvcache/side_tables.h"
+#include "tests/attention/page_lists.h"
+#include "tests/gpu.h"
+#include "tests/paged_device.h"
+#include "tests/side_tables.h"
+
+namespace vesper {
+namespace {
+
+struct Case {
+  int heads, kv_heads, head_dim, page_tokens;
+
+  [[nodiscard]] AttentionShape shape() const {
+    return {.heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .page_tokens = page_tokens, .scale = 0.125F};
+  }
+};
+
+// Both devices read the same boxes, so only the order of summation differs: twice the bound of a sum of 2 head_dim
+// products, a head, then of the group's scores.
+double score_bound(const SideTensors& tables, const Case& c, PageScore page_score, GroupScore group_score,
+                   std::int64_t page, int g, int lines, const float* q) {
+  const int group = c.heads / c.kv_heads;
+  double largest = 0.0;
+  double sum = 0.0;
+  for (int h = 0; h < group; ++h) {
+    double magnitudes = 0.0;
+    for (int d = 0; d < c.head_dim; ++d) {
+      const auto at = static_cast<std::size_t>(((page * c.kv_heads + g) * 2) * c.head_dim + d);
+      const auto next = at + static_cast<std::size_t>(c.head_dim);
+      // Of the larger side of the box: sqrt(sum of squares / n) is at least |mean| and at least the deviation.
+      const double side = page_score == PageScore::kMinMax
+                              ? std::max(std::abs(tables.bounds[at]), std::abs(tables.bounds[next]))
+                              : 2.0 * std::sqrt(static_cast<double>(tables.moments[next]) / lines);
+      magnitudes += std::abs(q[h * c.head_dim + d]) * side;
+    }
+    largest = std::max(largest, magnitudes);
+    sum += magnitudes;
+  }
+  const double of_sum = sum_bound(2 * c.head_dim, sum) + sum_bound(group, sum);
+  switch (group_score) {
+    case GroupScore::kMax:
+      return 2 * sum_bound(2 * c.head_dim, largest);
+    case GroupScore::kSum:
+      return 2 * of_sum;
+    case GroupScore::kMean:
+      return 2 * (of_sum + kRoundF32 * sum) / group;
+  }
+  return 0.0;
+}
+
+template <typename T>
+void check_scores(const Case& c, const std::vector<int>& lengths, DenseLimit dense, std::mt19937& random) {
+  const Stream stream(DeviceKind::kCuda);
+  const RaggedBatch ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1), c.page_tokens);
+  const Batch& batch = ragged.batch;
+  PagedTensor k(ragged.pages, c.kv_heads, c.page_tokens, c.head_dim);
+  k.fill(batch, random);
+  round_to<T>(k.data);
+  SideTensors tables(k);
+  const LayerKv kv = tables.layer(k);
+  const RaggedPrefill all(ragged);
+  cpu::update_side_tables(all.batch, kv);
+  std::vector<float> q = random_floats(random, static_cast<std::size_t>(batch.seqs * c.heads * c.head_dim));
+  round_to<T>(q);
+  const std::int64_t capacity = batch.page_table.shape(1);
+  const std::vector<float> poison(static_cast<std::size_t>(batch.seqs * c.kv_heads * capacity), NAN);
+
+  const DType dtype = DTypeOf<T>::value;
+  const std::int64_t pages = ragged.pages;
+  const Buffer device_q = upload_as<T>(stream, q);
+  const Buffer bounds = upload_as<T>(stream, tables.bounds);
+  const Buffer moments = upload(stream, tables.moments);
+  const DeviceBatch device(stream, ragged);
+  LayerKv device_kv{.k = tensor_ref(nullptr, dtype, pages, c.kv_heads, c.page_tokens, c.head_dim), .v = {}};
+  device_kv.bounds = bounds.ref(dtype, pages, c.kv_heads, 2, c.head_dim);
+  device_kv.moments = moments.ref(DType::kF32, pages, c.kv_heads, 2, c.head_dim);
+
+  for (const PageScore page_score : {PageScore::kMinMax, PageScore::kMeanStd}) {
+    for (const GroupScore group_score : {GroupScore::kMax, GroupScore::kSum, GroupScore::kMean}) {
+      std::vector<float> truth = poison;
+      cpu::score_pages(c.shape(), TensorView<const float, 2>(q.data(), batch.seqs, c.heads * c.head_dim), kv, batch,
+                       page_score, group_score, dense,
+                       TensorView<float, 3>(truth.data(), batch.seqs, c.kv_heads, capacity));
+      const Buffer scores = upload(stream, poison);
+      score_pages(stream.exec(), c.shape(), device_q.ref(dtype, batch.seqs, c.heads * c.head_dim), device_kv,
+                  device.batch, page_score, group_score, dense, scores.view<float>(batch.seqs, c.kv_heads, capacity));
+      const std::vector<float> got = download<float>(stream, scores, truth.size());
+
+      const std::string what = "heads " + std::to_string(c.heads) + ", kv_heads " + std::to_string(c.kv_heads) +
+                               ", head_dim " + std::to_string(c.head_dim) + ", page_tokens " +
+                               std::to_string(c.page_tokens) + ", page score " +
+                               std::to_string(static_cast<int>(page_score)) + ", group score " +
+                               std::to_string(static_cast<int>(group_score));
+      std::vector<float> found;
+      std::vector<double> expected;
+      std::vector<double> bound;
+      int written_beside = 0;
+      for (std::size_t i = 0; i < truth.size(); ++i) {
+        if (std::isnan(truth[i])) {
+          written_beside += std::isnan(got[i]) ? 0 : 1;
+          continue;
+        }
+        const auto p = static_cast<int>(static_cast<std::int64_t>(i) % capacity);
+        const auto g = static_cast<int>(static_cast<std::int64_t>(i) / capacity % c.kv_heads);
+        const auto s = static_cast<int>(static_cast<std::int64_t>(i) / capacity / c.kv_heads);
+        const int lines = std::min(c.page_tokens, batch.kv_len(s) - p * c.page_tokens);
+        found.push_back(got[i]);
+        expected.push_back(truth[i]);
+        bound.push_back(
+            score_bound(tables, c, page_score, group_score, batch.page_table(s, p), g, lines,
+                        &q[static_cast<std::size_t>((s * c.heads + g * (c.heads / c.kv_heads)) * c.head_dim)]));
+      }
+      expect_within(found, expected, bound, what);
+      EXPECT_EQ(written_beside, 0) << what << ": wrote scores of pages that do not exist or attend dense";
+    }
+  }
+}
+
+template <typename T>
+class ScorePagesCuda : public testing::Test {};
+using Types = testing::Types<bf16, f16>;
+TYPED_TEST_SUITE(ScorePagesCuda, Types);
+
+TYPED_TEST(ScorePagesCuda, AreTheCpus) {
+  VESPER_NEEDS_GPU();
+  std::mt19937 random(1);
+  for (const Case& c : {Case{4, 4, 64, 16}, Case{32, 8, 128, 16}, Case{6, 2, 128, 32}, Case{16, 1, 64, 64}}) {
+    check_scores<TypeParam>(c, {1, 16, 17, 300, 64, 1023, 1025}, {0}, random);
+    check_scores<TypeParam>(c, {1, 16, 17, 300, 64}, {17}, random);
+  }
+  for (int group = 1; group <= 8; ++group) check_scores<TypeParam>({2 * group, 2, 128, 16}, {1, 33, 2500}, {0}, random);
+  check_scores<TypeParam>({4, 1, 64, 16}, {40000, 39999}, {0}, random);
+}
+
+void check_lists(const std::vector<int>& lengths, int page_tokens, std::mt19937& random) {
+  const Stream stream(DeviceKind::kCuda);
+  const AttentionShape shape{.heads = 4, .kv_heads = 2, .head_dim = 64, .page_tokens = page_tokens, .scale = 1.0F};
+  const RaggedBatch ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1), page_tokens);
+  const DeviceBatch device(stream, ragged);
+  const std::int64_t capacity = ragged.batch.page_table.shape(1);
+  for (const ScoreKind kind : kScoreKinds) {
+    const std::vector<float> scores = make_scores(random, kind, ragged.batch, shape.kv_heads);
+    const Buffer device_scores = upload(stream, scores);
+    for (const PageBudget& budget : kBudgets) {
+      for (const DenseLimit dense : {DenseLimit{0}, DenseLimit{64}}) {
+        PageLists lists(ragged.batch, shape.kv_heads);
+        const Buffer index = upload(stream, lists.index);
+        const Buffer count = upload(stream, lists.count);
+        const Buffer tail_begin = upload(stream, lists.tail_begin);
+        select_pages(stream.exec(), shape, device.batch,
+                     device_scores.view<const float>(lists.seqs, lists.kv_heads, capacity), budget, dense,
+                     {.unit = SelectionUnit::kPages,
+                      .index = index.view<std::int32_t>(lists.seqs, lists.kv_heads, capacity),
+                      .count = count.view<std::int32_t>(lists.seqs, lists.kv_heads),
+                      .tail_begin = tail_begin.view<std::int32_t>(lists.seqs, lists.kv_heads),
+                      .tail_log_weight = {}});
+        lists.index = download<std::int32_t>(stream, index, lists.index.size());
+        lists.count = download<std::int32_t>(stream, count, lists.count.size());
+        lists.tail_begin = download<std::int32_t>(stream, tail_begin, lists.tail_begin.size());
+        expect_as_sorted(shape, ragged.batch, scores, budget, dense, lists, describe(kind, budget, page_tokens));
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(SelectPagesCuda, AsASortWould) {
+  VESPER_NEEDS_GPU();
+  std::mt19937 random(2);
+  check_lists({1, 15, 16, 17, 64, 65, 1000, 16384, 16385, 40000}, 16, random);
+  check_lists({1, 63, 64, 65, 40000}, 64, random);
+}
+
+TEST(SelectPagesCuda, OfAMillionTokens) {
+  VESPER_NEEDS_GPU();
+  std::mt19937 random(3);
+  check_lists({1 << 20}, 16, random);
+}
+
+}  // namespace
+}  // namespace vesper
