@@ -16,8 +16,10 @@ struct TopPRule {
 
 // For each query head the smallest set {candidate : score >= tau} whose softmax over the candidates sums to at least
 // top_p (ties of tau are all kept), found by a radix descent over the scores' order, which starts at the row's maximum
-// and needs no sort; at least min_tokens. The list of a KV head is the union over its query heads, plus the newest
-// token, sink and window, ascending. Same candidates as score_tokens.
+// and needs no sort; at least min_tokens. Sums are integers whose errors are counted against the set: it never has less
+// than top_p, and is no larger than the smallest set of top_p + 2^-19 + candidates * 2^-39 (attention/mass.h). The list
+// of a KV head is the union over its query heads, plus the newest token, sink and window, ascending. Same candidates as
+// score_tokens.
 //   scores [seqs, heads, capacity];  tokens.index [seqs, kv_heads, capacity]
 void prune_top_p(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                  const Selection& pages, const TopPRule& rule, DenseLimit dense, const Selection& tokens);

@@ -124,7 +124,7 @@ __device__ void choose_bin(Shared& shared, const Needed& needed_of) {
   shared.needed = needed - sum;
 }
 
-// One round: visit(add) adds this thread's weights to bins, best first; the chosen bin is in `shared` afterwards.
+// One round: fill() adds the weights of this thread's scores to bins, best first; `shared` then names the chosen bin.
 template <typename Fill, typename Needed>
 __device__ void sum_and_choose(Shared& shared, const Fill& fill, const Needed& needed_of) {
   auto* parts = &shared.part[0][0][0];

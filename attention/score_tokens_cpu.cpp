@@ -54,7 +54,7 @@ void score_tokens(const AttentionShape& shape, TensorView<const float, 2> q, con
 
   parallel_for(std::int64_t{batch.seqs} * shape.kv_heads * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
     std::vector<float> row(static_cast<std::size_t>(padded));
-    std::vector<float> queries(static_cast<std::size_t>(group * padded));  // rows padded with zeros
+    std::vector<float> queries(static_cast<std::size_t>(std::int64_t{group} * padded));  // rows padded with zeros
     std::vector<float> sum_of_q(static_cast<std::size_t>(group));
     const std::vector<float> ones(static_cast<std::size_t>(padded), 1.0F);
     for (std::int64_t i = begin; i < end; ++i) {
@@ -69,7 +69,7 @@ void score_tokens(const AttentionShape& shape, TensorView<const float, 2> q, con
       if (first >= last) continue;
 
       for (int h = 0; h < group; ++h) {
-        float* padded_q = &queries[static_cast<std::size_t>(h * padded)];
+        float* padded_q = queries.data() + std::int64_t{h} * padded;
         std::copy_n(&q(s, std::int64_t{g * group + h} * head_dim), head_dim, padded_q);
         sum_of_q[static_cast<std::size_t>(h)] = dot(padded_q, ones.data(), padded);
       }
@@ -82,7 +82,7 @@ void score_tokens(const AttentionShape& shape, TensorView<const float, 2> q, con
         }
         const KeyRow key = read_key(kv, source, batch.page_table(s, page), g, line, head_dim, row.data());
         for (int h = 0; h < group; ++h) {
-          const float q_row = dot(&queries[static_cast<std::size_t>(h * padded)], row.data(), padded);
+          const float q_row = dot(queries.data() + std::int64_t{h} * padded, row.data(), padded);
           scores(s, g * group + h, j) =
               shape.scale * (key.factor * q_row + key.offset * sum_of_q[static_cast<std::size_t>(h)]);
         }

@@ -212,8 +212,7 @@ TEST(PruneTopP, KeepsAtLeastItsFloorOfTheBestCandidates) {
   }
 }
 
-// One token of probability 1/2 and 2^k of together 1/2: the masses are exact, and p = 1/2 must keep the one alone or,
-// within the tolerance, the ties of the next score too; just above it the ties are kept all.
+// One token of probability 1/2 and eight of together 1/2: under 1/2 the one is enough, above it all eight join.
 TEST(PruneTopP, KeepsAllTiesOfItsThreshold) {
   std::mt19937 random(7);
   World world(random, 1, 1, {9});

@@ -111,7 +111,7 @@ struct World {
     }
     const double magnitude =
         exact ? dot_magnitude : int4.scale(line) * dot_magnitude + std::abs(int4.zero(line)) * sum_magnitude;
-    return shape.scale * (shape.head_dim + 5) * (kTensorAdd + kRoundF32) * magnitude;
+    return static_cast<double>(shape.scale) * (shape.head_dim + 5) * (kTensorAdd + kRoundF32) * magnitude;
   }
 
   void check(const Selection& pages, KeySource source, DenseLimit dense, const std::string& what) {
