@@ -294,7 +294,8 @@ void compare_sizes(const Stream& stream, Layer& layer, const SampleRule& rule, c
         near |= std::abs(drawn - size) <= 2 + 2e-3 * size;
         least_hits = std::min(least_hits, one.report.guard_hits(s, g));
         most_hits = std::max(most_hits, one.report.guard_hits(s, g));
-        sizes += " " + std::to_string(size);
+        sizes += ' ';
+        sizes += std::to_string(size);
       }
       EXPECT_TRUE(near) << where << ": drawn " << drawn << " of " << rest << ", expected about" << sizes;
       EXPECT_TRUE(hits >= least_hits && hits <= most_hits)
