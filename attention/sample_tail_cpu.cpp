@@ -99,8 +99,9 @@ class Terms {
   [[nodiscard]] double weight(int h) const {
     const float* query = q_ + std::int64_t{h} * shape_.head_dim;
     double score = 0.0;
-    for (int d = 0; d < shape_.head_dim; ++d)
-      score += static_cast<double>(query[d]) * key_[static_cast<std::size_t>(d)];
+    for (int d = 0; d < shape_.head_dim; ++d) {
+      score += static_cast<double>(query[d]) * static_cast<double>(key_[static_cast<std::size_t>(d)]);
+    }
     return std::exp(score * static_cast<double>(shape_.scale) - static_cast<double>(lse_[h]));
   }
   // Channel d of v_i - o.
