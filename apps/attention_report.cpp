@@ -87,6 +87,8 @@ nlohmann::json attention_report_json(const AttentionConfig& attention, const std
                       {"backend", describe(attention.layers[static_cast<std::size_t>(first)])},
                       {"steps", sum.steps},
                       {"sparse_steps", sum.sparse_steps},
+                      {"visible_tokens", sum.visible_tokens},
+                      {"kept_tokens", sum.kept_tokens},
                       {"kept_share", share(sum.kept_tokens, sum.visible_tokens)},
                       {"sampled_share", share(sum.sampled_tokens, sum.visible_tokens)},
                       {"guard_hits", sum.guard_hits},

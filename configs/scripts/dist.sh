@@ -8,13 +8,13 @@ build=${1:-build-release}
 version=$(sed -n "s/^CMAKE_PROJECT_VERSION:STATIC=//p" "$build/CMakeCache.txt")
 name=vesper-$version-linux-x86_64
 bundle=dist/$name
-rm -rf "$bundle" "$bundle.tar.gz"
+rm -rf "$bundle" "$bundle.tar.xz"
 mkdir -p "$bundle"/{bin,lib/fallback,configs,tests,licenses}
 
 cp "$build/bin/vesper" "$bundle/bin/"
 cp "$build"/tests/*_test tests/run.sh tests/gpu.sh tests/count.awk "$bundle/tests/"
 cp LICENSE README.md "$bundle/"
-for folder in configs/demo configs/models configs/attention tests/golden; do
+for folder in configs/demo configs/models configs/attention configs/scripts tests/golden; do
   [[ ! -d $folder ]] || cp -RL "$folder" "$bundle/$folder"
 done
 programs=("$bundle"/bin/vesper "$bundle"/tests/*_test)
@@ -46,6 +46,6 @@ for file in "${programs[@]}" "${libraries[@]}"; do
   patchelf --set-rpath "$lib:$cuda:$system:$lib/fallback" "$file"
 done
 
-tar -C dist --sort=name --owner=0 --group=0 --numeric-owner -czf "$bundle.tar.gz" "$name"
+XZ_OPT="-T0 -2" tar -C dist --sort=name --owner=0 --group=0 --numeric-owner -cJf "$bundle.tar.xz" "$name"
 glibc=$(objdump -T "${programs[@]}" "${libraries[@]}" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
-echo "dist: $bundle.tar.gz, $(du -m "$bundle.tar.gz" | cut -f1) MB, needs ${glibc/_/ } or newer"
+echo "dist: $bundle.tar.xz, $(du -m "$bundle.tar.xz" | cut -f1) MB, needs ${glibc/_/ } or newer"
