@@ -330,6 +330,7 @@ Command make_eval(CLI::App& root) {
   app->require_subcommand(1);
   app->footer("`vesper eval KIND --help` tells a kind's flags.");
   std::vector<Command> kinds;
+  kinds.reserve(kKinds.size());
   for (const auto make : kKinds) {
     kinds.push_back(make(*app));
   }

@@ -64,8 +64,9 @@ struct NeedleAnswers {
   NeedleScore score;
 };
 
-// Prefills each text once, then feeds each of its questions through decode and goes on greedily for as many tokens as
-// the value has, rewinding the sequence between questions. `progress` counts the tokens of the texts.
+// Prefills each text once, as far as it fills whole pages, then feeds the rest with each of its questions through
+// decode and goes on greedily for as many tokens as the value has, rewinding the sequence between questions. `progress`
+// counts the tokens of the texts.
 NeedleAnswers eval_needle_prompts(Engine& engine, const Tokenizer& tokenizer, std::span<const NeedlePrompt> prompts,
                                   const Progress& progress);
 
