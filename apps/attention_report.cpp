@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include <nlohmann/json.hpp>
 
 #include "engine/memory_plan.h"
@@ -16,6 +18,7 @@ AttentionTotals sum_of(const std::vector<AttentionTotals>& totals, int first, in
     sum.backend = layer.backend;
     sum.steps += layer.steps;
     sum.sparse_steps += layer.sparse_steps;
+    sum.lists += layer.lists;
     sum.visible_tokens += layer.visible_tokens;
     sum.kept_tokens += layer.kept_tokens;
     sum.sampled_tokens += layer.sampled_tokens;
@@ -65,7 +68,7 @@ std::vector<std::string> attention_report(const AttentionConfig& attention,
     }
     std::string line = fmt::format("{}: kept {:.2f} % of {} tokens a KV head", head,
                                    100.0 * share(sum.kept_tokens, sum.visible_tokens),
-                                   sum.visible_tokens / (sum.visible_tokens == 0 ? 1 : sum.sparse_steps));
+                                   sum.visible_tokens / std::max<std::int64_t>(1, sum.lists));
     if (sum.sampled_tokens > 0) {
       line += fmt::format(" ({:.2f} % sampled)", 100.0 * share(sum.sampled_tokens, sum.visible_tokens));
     }

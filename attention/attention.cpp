@@ -182,7 +182,8 @@ std::vector<AttentionTotals> ModelAttention::totals(const Exec& exec) const {
     layer.kept_tokens = sum(0);
     layer.visible_tokens = sum(1);
     layer.sampled_tokens = sum(2);
-    layer.sparse_steps = sum(3) / static_cast<std::int64_t>(kv_heads);
+    layer.lists = sum(3);
+    layer.sparse_steps = layer.lists / static_cast<std::int64_t>(kv_heads);
     layer.guard_hits = sum(4);
     layer.kv_bytes = layer.dense_bytes - (layer.visible_tokens - layer.kept_tokens) * row_bytes;
   }

@@ -95,6 +95,7 @@ struct AttentionTotals {
   std::string backend;
   std::int64_t steps = 0;           // sequence-steps, dense ones included
   std::int64_t sparse_steps = 0;    // of these, those that made lists
+  std::int64_t lists = 0;           // one for each sparse step and KV head
   std::int64_t visible_tokens = 0;  // over sparse steps and KV heads
   std::int64_t kept_tokens = 0;
   std::int64_t sampled_tokens = 0;

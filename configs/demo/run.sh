@@ -26,3 +26,7 @@ say "A needle. Among pages of The Hound of the Baskervilles ($text.txt) stands \
 # A line of its own: a progress bar clears the line that it is drawn on.
 echo "... The special magic number for lantern mentioned in the provided text is:"
 "$vesper" generate --log-level warn --model "$here" --prompt-file "$here/$text.txt" --max-tokens 16 --temperature 0 --stop "."
+
+say "The same question through decode, under each attention, after one common prefill. On a CPU, and at this size, this shows what is read, not speed."
+"$vesper" compare --log-level warn --model "$here" --prompt-file "$here/$text.txt" --decode-last 32 --max-tokens 16 --stop "." \
+  --attention dense --with quest:token_budget=512 --with twilight --with vattention:epsilon=0.1,delta=0.1

@@ -27,7 +27,7 @@ one() {
   "$vesper" eval needle --model "$demo" --device "$device" --log-level warn --ids "$demo/questions/ids_$context.u16" \
     --index "$demo/questions/index.json" --context "$context" --attention "$arm" --json > "$work/$number.needle" 2> "$work/$number.err"
   "$vesper" eval ppl --model "$demo" --device "$device" --log-level warn --ids "$held_out" --context "$context" --last 256 \
-    --windows 10 --offsets "$offsets" --attention "$arm" --json > "$work/$number.ppl" 2>> "$work/$number.err"
+    --offsets "$offsets" --attention "$arm" --json > "$work/$number.ppl" 2>> "$work/$number.err"
 }
 for i in "${!arms[@]}"; do
   one "$i" "${arms[$i]}" &

@@ -45,8 +45,8 @@ TEST(MemoryPlan, CountsEachPart) {
 TEST(MemoryPlan, CountsInMoreThan32Bits) {
   const MemoryPlan made = plan(1 << 24, 64, 1'000'000 * kGb);  // 2^33 keys over all sequences and KV heads
   EXPECT_EQ(made.parts[1].bytes, std::int64_t{2} * 32 * 8 * 128 * 4 * 64 * (1 << 24));
-  EXPECT_EQ(made.parts[3].name, "split partials");  // one for every 128 keys
-  EXPECT_EQ(made.parts[3].bytes, std::int64_t{64} * (1 << 24) / 128 * 32 * (128 + 1) * 4);
+  EXPECT_EQ(made.parts[4].name, "split partials");  // one for every 128 keys
+  EXPECT_EQ(made.parts[4].bytes, std::int64_t{64} * (1 << 24) / 128 * 32 * (128 + 1) * 4);
 }
 
 TEST(MemoryPlan, TakesTheModelsMaximumWhereItFits) {
