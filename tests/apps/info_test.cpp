@@ -19,7 +19,8 @@ TEST(Info, TellsTheModelAndAPlanWhosePartsAddUp) {
   EXPECT_EQ(model.at("vocab"), 4096);
   EXPECT_EQ(document.at("device").at("kind"), "cpu");
   EXPECT_NE(document.at("tokenizer").get<std::string>().find("4096 pieces"), std::string::npos);
-  EXPECT_EQ(document.at("attention"), nlohmann::json::parse(R"([{"layers": "0-7", "backend": "dense", "side_table_bytes_a_layer": 0}])"));
+  EXPECT_EQ(document.at("attention"),
+            nlohmann::json::parse(R"([{"layers": "0-7", "backend": "dense", "side_table_bytes_a_layer": 0}])"));
   const auto& memory = document.at("memory");
   EXPECT_EQ(memory.at("max_context"), 100);
   EXPECT_EQ(memory.at("max_seqs"), 3);
