@@ -51,7 +51,8 @@ void add_other_flags(CLI::App& app, std::string& log_level) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App root("vesper: an LLM decode engine that measures. Text goes to stdout, everything else to stderr.");
+  CLI::App root("vesper: an LLM decode engine that measures. Text goes to stdout, everything else to stderr.",
+                "vesper");
   root.formatter(std::make_shared<HelpFormatter>());
   root.require_subcommand(1);
   root.set_help_flag("--help,-h", "Show this text")->group(kOtherFlags);

@@ -354,6 +354,8 @@ TEST(Help, TellsEveryFlagOfEveryCommand) {
   for (const std::string command : {"generate", "tokenize", "logits", "attend", "info"}) {
     EXPECT_NE(root.out.find("  " + command + ' '), std::string::npos) << root.out;
     const std::string help = run_well({command, "--help"}).out;
+    // By name, wherever the binary lies: scripts and line widths do not depend on a path.
+    EXPECT_NE(help.find("\nUsage: vesper " + command + ' '), std::string::npos) << help;
     const RunResult unknown = run_vesper({command, "--no-such-flag"});
     std::istringstream flags(unknown.err.substr(unknown.err.find("its flags: ") + 11));
     int count = 0;
