@@ -20,7 +20,7 @@ SplitPlan plan_splits(const AttentionShape& shape, int seqs, int max_kv_len, int
   const int pages = std::max(1, divide_up(max_kv_len, shape.page_tokens));
   const int min_pages = divide_up(kMinSplitTokens, shape.page_tokens);
   const int split_pages = std::max(min_pages, divide_up(pages, wanted));
-  return SplitPlan{.splits = divide_up(pages, split_pages), .split_tokens = split_pages * shape.page_tokens};
+  return SplitPlan{.splits = divide_up(pages, split_pages), .min_tokens = min_pages * shape.page_tokens};
 }
 
 void attend_prefill(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,

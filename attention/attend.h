@@ -23,13 +23,21 @@ struct AttentionShape {
   [[nodiscard]] int group() const { return heads / kv_heads; }
 };
 
-// How decode attention is cut over keys: split i of a sequence covers tokens [i * split_tokens, (i + 1) * split_tokens)
-// of it, split_tokens being a multiple of page_tokens. A sequence shorter than its splits leaves the last ones empty.
-// The plan depends on lengths and batch size only, so a list of all pages gives the bits that dense gives.
+// How decode attention is cut over keys: every sequence into `splits` runs of split_length() tokens, whole pages, of
+// which a short sequence leaves the last ones empty. The plan depends on the batch size and a bound of the lengths
+// only, a run's length on the sequence's own: so a captured step serves every length up to the bound and stays
+// balanced, and a list of all pages gives the bits that dense gives.
 struct SplitPlan {
   int splits = 1;
-  int split_tokens = 0;
+  int min_tokens = 0;  // of a split; a multiple of page_tokens
 };
+
+// Entries (tokens of a sequence, entries of a list) that each split of `count` takes: a multiple of `step`, at least
+// `least`.
+VESPER_HD constexpr int split_length(int count, int splits, int least, int step) {
+  const int even = (count + splits * step - 1) / (splits * step) * step;
+  return even > least ? even : least;
+}
 
 // Partial results of split decode attention, on the step's device.
 struct SplitPartials {
@@ -37,8 +45,8 @@ struct SplitPartials {
   TensorView<float, 3> lse;  // [seqs, heads, splits] natural log of the split's sum of e^s; -inf where it is empty
 };
 
-// The plan for a decode step: enough splits to fill the device, none shorter than a few pages, never more than
-// `max_splits`. Pure arithmetic.
+// The plan for a decode step of sequences of up to max_kv_len tokens: enough splits to fill the device, none shorter
+// than a few pages, never more than `max_splits`. Pure arithmetic.
 //   units: how many blocks the device runs at once (CUDA: a multiple of its multiprocessors; CPU: threads)
 SplitPlan plan_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units, int max_splits);
 

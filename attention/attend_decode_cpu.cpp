@@ -63,8 +63,9 @@ void attend_decode(const AttentionShape& shape, TensorView<const float, 2> q, co
       const auto g = static_cast<int>(i / plan.splits % shape.kv_heads);
       const auto s = static_cast<int>(i / plan.splits / shape.kv_heads);
       if (!lengths.contains(batch.kv_len(s))) continue;
-      const int key_begin = split * plan.split_tokens;
-      const int key_end = std::min(batch.kv_len(s), key_begin + plan.split_tokens);
+      const int split_tokens = split_length(batch.kv_len(s), plan.splits, plan.min_tokens, shape.page_tokens);
+      const int key_begin = split * split_tokens;
+      const int key_end = std::min(batch.kv_len(s), key_begin + split_tokens);
       if (key_begin >= key_end) {
         for (int h = g * group; h < (g + 1) * group; ++h) partials.lse(s, h, split) = -INFINITY;
         continue;

@@ -21,11 +21,12 @@ namespace {
 
 template <typename T, int kHeadDim, int kHalves>
 __global__ void __launch_bounds__(kDecodeThreads, 2)
-    attend_decode_split_kv(const __grid_constant__ DecodeArgs<T> args, int split_tokens) {
+    attend_decode_split_kv(const __grid_constant__ DecodeArgs<T> args, int min_tokens) {
   extern __shared__ __align__(256) unsigned char shared[];  // one ring a warp
   const int kv_head = static_cast<int>(blockIdx.x);
   const auto s = blockIdx.z;
   if (!args.lengths.contains(args.kv_len(s))) return;
+  const int split_tokens = split_length(args.kv_len(s), args.splits, min_tokens, 1 << args.page_shift);
   const int begin = static_cast<int>(blockIdx.y) * split_tokens;
   const int end = min(begin + split_tokens, args.kv_len(s));
   if (begin >= end && args.splits > 1) return leave_empty(args);
@@ -137,15 +138,14 @@ __global__ void __launch_bounds__(kDecodeThreads) merge_splits(const __grid_cons
 }
 
 template <typename T, int kHeadDim>
-void launch_decode(const Exec& exec, const AttentionShape& shape, const DecodeArgs<T>& args, int seqs,
-                   int split_tokens) {
+void launch_decode(const Exec& exec, const AttentionShape& shape, const DecodeArgs<T>& args, int seqs, int min_tokens) {
   launch("attend_decode_split_kv",
          shape.group() <= 8 ? attend_decode_split_kv<T, kHeadDim, 1> : attend_decode_split_kv<T, kHeadDim, 2>,
          {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(args.splits),
                        static_cast<unsigned>(seqs)),
           .block = dim3(kDecodeThreads),
           .shared_bytes = kDecodeWarps * kRingBytes<kHeadDim>},
-         exec.stream, args, split_tokens);
+         exec.stream, args, min_tokens);
 }
 
 template <typename T, int kHeadDim>
@@ -172,14 +172,14 @@ void attend_decode(const Exec& exec, const AttentionShape& shape, const TensorRe
                    const Batch& batch, const SplitPlan& plan, const SplitPartials& partials, const TensorRef& out,
                    TensorView<float, 2> lse, std::int32_t longest) {
   check_attention_shape(shape);
-  assert(plan.split_tokens % shape.page_tokens == 0);
+  assert(plan.min_tokens % shape.page_tokens == 0);
   if (batch.seqs == 0) return;
   const LengthRange lengths{.longest = longest};
   dispatch_16bit(kv.k.dtype, "attending on CUDA", [&](auto element) {
     using T = decltype(element);
     const auto args = decode_args<T>(shape, q, kv, batch, lengths, plan.splits, partials, out, lse);
-    shape.head_dim == 128 ? launch_decode<T, 128>(exec, shape, args, batch.seqs, plan.split_tokens)
-                          : launch_decode<T, 64>(exec, shape, args, batch.seqs, plan.split_tokens);
+    shape.head_dim == 128 ? launch_decode<T, 128>(exec, shape, args, batch.seqs, plan.min_tokens)
+                          : launch_decode<T, 64>(exec, shape, args, batch.seqs, plan.min_tokens);
   });
   if (plan.splits > 1) merge_splits(exec, shape, batch, lengths, partials, out, lse);
 }

@@ -3,15 +3,15 @@
 namespace vesper {
 
 void attend_selected(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                     const Batch& batch, const Selection& list, int split_entries, DenseLimit dense,
+                     const Batch& batch, const Selection& list, int min_entries, DenseLimit dense,
                      const SplitPartials& partials, const TensorRef& out, TensorView<float, 2> lse) {
   if constexpr (kHaveCuda) {
     if (exec.on_cuda()) {
-      return cuda::attend_selected(exec, shape, q, kv, batch, list, split_entries, dense, partials, out, lse);
+      return cuda::attend_selected(exec, shape, q, kv, batch, list, min_entries, dense, partials, out, lse);
     }
   }
-  cpu::attend_selected(shape, q.as<const float, 2>(), kv, batch, list, split_entries, dense, partials,
-                       out.as<float, 2>(), lse);
+  cpu::attend_selected(shape, q.as<const float, 2>(), kv, batch, list, min_entries, dense, partials, out.as<float, 2>(),
+                       lse);
 }
 
 void count_selected(const Exec& exec, const AttentionShape& shape, const Batch& batch, const Selection& list,

@@ -7,14 +7,15 @@
 namespace vesper {
 
 // out = sum_i w_i e^{s_i} v_i / sum_i w_i e^{s_i} over the list of the head's KV head; w = 1 on the static part and
-// e^{tail_log_weight} on the tail, which enters as one number added to the tail's scores. Entry list cut into splits of
-// `split_entries` (pages or tokens) that cover the capacity; a split behind the count is empty (lse = -inf).
+// e^{tail_log_weight} on the tail, which enters as one number added to the tail's scores. The list is
+// cut into splits of split_length() entries (pages or tokens), at least `min_entries`, by its own count; a split behind
+// the count is empty (lse = -inf).
 //   q, out [seqs, heads * head_dim], dtype of the cache;  lse [seqs, heads] where its data is not null
-//   partials as in attend_decode: [seqs, heads, splits, ...], splits = ceil(capacity / split_entries)
+//   partials as in attend_decode: [seqs, heads, splits, ...]
 // Sequences at or under the dense limit are not touched. Same limits of shape as attend_prefill. A page's tokens behind
 // the sequence's end are not read.
 void attend_selected(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                     const Batch& batch, const Selection& list, int split_entries, DenseLimit dense,
+                     const Batch& batch, const Selection& list, int min_entries, DenseLimit dense,
                      const SplitPartials& partials, const TensorRef& out, TensorView<float, 2> lse);
 
 // Adds what this step's lists hold to running totals: one number each for every (layer's) KV head.
@@ -31,14 +32,14 @@ void count_selected(const Exec& exec, const AttentionShape& shape, const Batch& 
 
 namespace cpu {
 void attend_selected(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
-                     const Selection& list, int split_entries, DenseLimit dense, const SplitPartials& partials,
+                     const Selection& list, int min_entries, DenseLimit dense, const SplitPartials& partials,
                      TensorView<float, 2> out, TensorView<float, 2> lse);
 void count_selected(const AttentionShape& shape, const Batch& batch, const Selection& list, DenseLimit dense,
                     const KeptCounters& counters);
 }  // namespace cpu
 namespace cuda {
 void attend_selected(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                     const Batch& batch, const Selection& list, int split_entries, DenseLimit dense,
+                     const Batch& batch, const Selection& list, int min_entries, DenseLimit dense,
                      const SplitPartials& partials, const TensorRef& out, TensorView<float, 2> lse);
 void count_selected(const Exec& exec, const AttentionShape& shape, const Batch& batch, const Selection& list,
                     DenseLimit dense, const KeptCounters& counters);

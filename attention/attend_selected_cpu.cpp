@@ -57,12 +57,12 @@ class ListedKeys {
 }  // namespace
 
 void attend_selected(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
-                     const Selection& list, int split_entries, DenseLimit dense, const SplitPartials& partials,
+                     const Selection& list, int min_entries, DenseLimit dense, const SplitPartials& partials,
                      TensorView<float, 2> out, TensorView<float, 2> lse) {
   const LengthRange lengths{.above = dense.tokens};
   const int group = shape.group();
   const std::int64_t splits = partials.lse.shape(2);
-  assert(split_entries > 0 && splits == (list.index.shape(2) + split_entries - 1) / split_entries);
+  assert(min_entries > 0);
   const std::vector<std::int32_t> offsets = chunk_offsets(shape);
 
   parallel_for(std::int64_t{batch.seqs} * shape.kv_heads * splits, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -74,6 +74,7 @@ void attend_selected(const AttentionShape& shape, TensorView<const float, 2> q, 
       const auto g = static_cast<int>(i / splits % shape.kv_heads);
       const auto s = static_cast<int>(i / splits / shape.kv_heads);
       if (!lengths.contains(batch.kv_len(s))) continue;
+      const int split_entries = split_length(list.count(s, g), static_cast<int>(splits), min_entries, 1);
       const std::int64_t entry_begin = split * split_entries;
       const std::int64_t entry_end = std::min<std::int64_t>(list.count(s, g), entry_begin + split_entries);
       if (entry_begin >= entry_end) {

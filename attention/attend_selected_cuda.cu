@@ -26,7 +26,7 @@ struct SelectedArgs {
   TensorView<const std::int32_t, 2> count;
   TensorView<const std::int32_t, 2> tail_begin;
   TensorView<const float, 2> tail_log_weight;
-  int split_entries = 0;
+  int min_entries = 0;
   float inverse_scale = 0.0F;  // turns log-weights into scores before their scale
 };
 
@@ -90,8 +90,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const int kv_len = args.kv_len(s);
   if (!args.lengths.contains(kv_len)) return;
   const int entries = selected.count(s, kv_head);
-  const int first_entry = static_cast<int>(blockIdx.y) * selected.split_entries;
-  const int last_entry = min(first_entry + selected.split_entries, entries);
+  const int split_entries = split_length(entries, args.splits, selected.min_entries, 1);
+  const int first_entry = static_cast<int>(blockIdx.y) * split_entries;
+  const int last_entry = min(first_entry + split_entries, entries);
   if (first_entry >= last_entry && args.splits > 1) return leave_empty(args);
   const int entry_shift = kOfPages ? args.page_shift : 0;
   const int line_mask = (1 << args.page_shift) - 1;
@@ -236,11 +237,11 @@ __global__ void __launch_bounds__(kWarpThreads) count_lists(const __grid_constan
 }  // namespace
 
 void attend_selected(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                     const Batch& batch, const Selection& list, int split_entries, DenseLimit dense,
+                     const Batch& batch, const Selection& list, int min_entries, DenseLimit dense,
                      const SplitPartials& partials, const TensorRef& out, TensorView<float, 2> lse) {
   check_attention_shape(shape);
   const auto splits = static_cast<int>(partials.lse.shape(2));
-  assert(split_entries > 0 && splits == (list.index.shape(2) + split_entries - 1) / split_entries);
+  assert(min_entries > 0);
   if (batch.seqs == 0) return;
   const LengthRange lengths{.above = dense.tokens};
   const bool pages = list.unit == SelectionUnit::kPages;
@@ -251,7 +252,7 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
                                .count = list.count,
                                .tail_begin = list.tail_begin,
                                .tail_log_weight = list.tail_log_weight,
-                               .split_entries = split_entries,
+                               .min_entries = min_entries,
                                .inverse_scale = 1.0F / shape.scale};
     constexpr auto kPages = SelectionUnit::kPages;
     constexpr auto kTokens = SelectionUnit::kTokens;

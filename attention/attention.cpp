@@ -147,18 +147,28 @@ void ModelAttention::plan(const Batch& batch) {
   for (const auto& backend : backends_) backend->plan(batch);
 }
 
+std::vector<unsigned> ModelAttention::plan_key() const {
+  std::vector<unsigned> key;
+  for (const auto& backend : backends_) key.push_back(backend->planned_work());
+  return key;
+}
+
+void ModelAttention::count_step(const Batch& batch) {
+  const std::int64_t token_bytes =
+      std::int64_t{2} * limits_.shape.kv_heads * limits_.shape.head_dim * dtype_bytes(limits_.dtype);
+  const std::int64_t tokens = std::accumulate(batch.host_kv_len.begin(), batch.host_kv_len.end(), std::int64_t{0});
+  for (std::size_t l = 0; l < counted_.size(); ++l) {
+    counted_[l].steps += batch.seqs;
+    counted_[l].metadata_bytes += of_layer_[l]->metadata_bytes();
+    counted_[l].dense_bytes += tokens * token_bytes;
+  }
+}
+
 void ModelAttention::run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch,
                          const TensorRef& out, TensorView<float, 2> lse) {
   if (batch.phase == Phase::kPrefill) return attend_prefill(exec, limits_.shape, q, kv, batch, out);
   AttentionBackend& backend = *of_layer_[static_cast<std::size_t>(layer)];
   backend.run(exec, {.number = layer, .kv = kv, .counters = counters(layer)}, q, batch, out, lse);
-
-  AttentionTotals& counted = counted_[static_cast<std::size_t>(layer)];
-  counted.steps += batch.seqs;
-  counted.metadata_bytes += backend.metadata_bytes();
-  const std::int64_t token_bytes =
-      std::int64_t{2} * limits_.shape.kv_heads * limits_.shape.head_dim * dtype_bytes(limits_.dtype);
-  for (const std::int32_t tokens : batch.host_kv_len) counted.dense_bytes += tokens * token_bytes;
 }
 
 Selection ModelAttention::last_selection(int layer) const {

@@ -61,6 +61,8 @@ class AttentionBackend {
 
   // The lists of the last run, on the device; null views for dense attention.
   [[nodiscard]] virtual Selection last_selection() const { return {}; }
+  // Which kinds of work the planned step queues: bit 0 where a sequence attends dense, bit 1 where one makes lists.
+  [[nodiscard]] virtual unsigned planned_work() const { return 1; }
   // Bytes of side tables and of keys read for scores alone that one layer of the planned step reads.
   [[nodiscard]] virtual std::int64_t metadata_bytes() const { return 0; }
 };
@@ -121,13 +123,18 @@ class ModelAttention {
   // Throws an input error where the device has no kernel for the shape, or a budget is under a page.
   ModelAttention(const AttentionConfig& config, const AttentionLimits& limits, const Exec& exec);
 
-  // Once a step, before its first layer.
+  // Host work of one step, before its first layer: decides what run() queues, by lengths alone. Steps of one batch
+  // size, one max_kv_len and equal plan_key() queue the same work.
   void plan(const Batch& batch);
+  // planned_work() of each backend.
+  [[nodiscard]] std::vector<unsigned> plan_key() const;
+  // Adds the planned decode step to the totals' host side. Once a step, whether run or replayed.
+  void count_step(const Batch& batch);
   //   q, out [tokens, heads * head_dim];  lse [seqs, heads], decode only, is written where its data is not null
   void run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch, const TensorRef& out,
            TensorView<float, 2> lse = {});
 
-  // The lists that `layer` made last; waits for nothing.
+  // The lists that `layer` made when it ran last (a replayed graph does not count); waits for nothing.
   [[nodiscard]] Selection last_selection(int layer) const;
   // Reads the device's counters back and waits. One entry a layer.
   [[nodiscard]] std::vector<AttentionTotals> totals(const Exec& exec) const;

@@ -13,10 +13,10 @@ constexpr int divide_up(int a, int b) {
   return (a + b - 1) / b;
 }
 
-// Entries of a split of lists of up to `entries` entries, for `seqs` sequences.
-int split_entries(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries) {
+// Splits of lists of up to `entries` entries, for `seqs` sequences: enough to fill the device.
+int list_splits(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries) {
   const int wanted = std::max(1, divide_up(units, std::max(1, seqs * limits.shape.kv_heads)));
-  return std::max(min_entries, divide_up(entries, wanted));
+  return std::min(wanted, divide_up(entries, min_entries));
 }
 
 Memory device_memory(const AttentionLimits& limits) {
@@ -53,7 +53,7 @@ std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int 
   const int units = decode_units(limits);
   std::int64_t slots = 0;  // (sequence, split) pairs
   for (int seqs = 1; seqs <= limits.max_seqs; ++seqs) {
-    const int splits = divide_up(entries, split_entries(limits, units, seqs, entries, min_entries));
+    const int splits = list_splits(limits, units, seqs, entries, min_entries);
     slots = std::max(slots, std::int64_t{seqs} * splits);
   }
   return slots * limits.shape.heads * (limits.shape.head_dim + 1) * kFloatBytes;
@@ -106,15 +106,14 @@ void SparseAttention::attend_list(const Exec& exec, const AttendLayer& layer, co
                                   const Selection& list, const TensorRef& out, TensorView<float, 2> lse) const {
   const AttentionShape& shape = limits_.shape;
   const int entries = static_cast<int>(list.index.shape(2));
-  const int split = split_entries(limits_, units_, batch.seqs, entries, min_entries_);
-  const int splits = divide_up(entries, split);
+  const int splits = list_splits(limits_, units_, batch.seqs, entries, min_entries_);
   auto* floats = static_cast<float*>(partials_.data());
   const std::int64_t rows = std::int64_t{batch.seqs} * shape.heads * splits;
   assert(rows * (shape.head_dim + 1) * kFloatBytes <= partials_.bytes());
   const SplitPartials partials{
       .out = TensorView<float, 4>(floats, batch.seqs, shape.heads, splits, shape.head_dim),
       .lse = TensorView<float, 3>(floats + rows * shape.head_dim, batch.seqs, shape.heads, splits)};
-  attend_selected(exec, shape, q, layer.kv, batch, list, split, dense_limit_, partials, out, lse);
+  attend_selected(exec, shape, q, layer.kv, batch, list, min_entries_, dense_limit_, partials, out, lse);
 }
 
 }  // namespace vesper

@@ -54,6 +54,7 @@ class SparseAttention : public AttentionBackend {
   void run(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch, const TensorRef& out,
            TensorView<float, 2> lse) final;
   [[nodiscard]] Selection last_selection() const final { return list_; }
+  [[nodiscard]] unsigned planned_work() const final { return (any_dense_ ? 1U : 0U) + (any_sparse_ ? 2U : 0U); }
   [[nodiscard]] std::int64_t metadata_bytes() const final { return metadata_bytes_; }
 
  protected:

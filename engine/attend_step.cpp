@@ -165,7 +165,7 @@ AttendOutput attend_step(const AttendInput& input, const std::string& attention,
   const Buffer frequencies(memory, shape.head_dim / 2 * std::int64_t{4}, "rotary frequencies");
   zero_bytes(exec, frequencies.data(), frequencies.bytes());
   const Buffer q(memory, tokens * q_columns * dtype_bytes(dtype), "the queries of an attention step");
-  StepInputs inputs(tokens, 1, pages, device);
+  StepInputs inputs(tokens, 1, pages, tokens, device);
   const std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens), 0);
   const StepEntry all{.sequence = &sequence, .ids = ids};
   append_kv(exec, rows.ref(dtype, tokens, columns), Rope{frequencies.view<const float>(shape.head_dim / 2)},

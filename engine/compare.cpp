@@ -6,6 +6,7 @@
 
 #include "engine/core/error.h"
 #include "engine/generate.h"
+#include "engine/statistics.h"
 #include "engine/stop_filter.h"
 
 namespace vesper {
@@ -13,22 +14,13 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double median(std::vector<double> values) {
-  if (values.empty()) return 0.0;
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 // One greedy decode step; the time of it is added to `seconds`.
 std::int32_t step(Engine& engine, CachedSequence& sequence, std::int32_t id, std::vector<double>& seconds) {
   const Clock::time_point begin = Clock::now();
   const std::array<CachedSequence*, 1> sequences = {&sequence};
-  const std::int32_t row = 0;
+  const std::int32_t step_number = 0;
   const SamplingParams greedy;
-  engine.decode(sequences, {&id, 1});
-  (void)engine.logits({&row, 1});
-  const std::int32_t next = engine.sample({&greedy, 1}, {&row, 1})[0];
+  const std::int32_t next = engine.decode_and_sample(sequences, {&id, 1}, {&greedy, 1}, {&step_number, 1})[0];
   seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
   return next;
 }
@@ -40,6 +32,7 @@ CompareResult run_arm(Engine& engine, const Tokenizer& tokenizer, const CompareR
   StreamingDecoder decoder(tokenizer, true);
   StopFilter stops(request.stop);
   engine.reset_attention_totals();
+  engine.capture_ahead(1, sequence.length + 1, static_cast<int>(request.prompt.size()) + request.max_tokens - 1);
   std::int32_t next = 0;
   for (std::size_t at = static_cast<std::size_t>(sequence.length); at < request.prompt.size(); ++at) {
     next = step(engine, sequence, request.prompt[at], seconds);
@@ -54,7 +47,7 @@ CompareResult run_arm(Engine& engine, const Tokenizer& tokenizer, const CompareR
   }
   if (!stops.stopped()) result.text += stops.push(decoder.finish());
   if (!stops.stopped()) result.text += stops.finish();
-  result.step_seconds = median(seconds);
+  result.step_seconds = quantile(seconds, 0.5);
   result.totals = engine.attention_totals();
   return result;
 }

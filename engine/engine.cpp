@@ -104,40 +104,109 @@ Engine::Engine(const std::string& model, const EngineOptions& options, const Pro
     attention_.push_back(std::make_unique<ModelAttention>(arm, attention_limits, exec));
   }
   decoder_ = std::make_unique<Decoder>(config_, weights_, *cache_, chunk, exec);
-  inputs_ = std::make_unique<StepInputs>(chunk, limits.max_seqs, cache_->pages_for(limits.max_context), limits.device);
+  inputs_ = std::make_unique<StepInputs>(chunk, limits.max_seqs, cache_->pages_for(limits.max_context),
+                                         limits.max_context, limits.device);
   logits_ =
       Buffer(exec.on_cuda() ? Memory::kDevice : Memory::kHost, std::int64_t{rows} * config_.vocab * 4, "the logits");
   sampling_staging_ =
       Buffer(exec.on_cuda() ? Memory::kPinned : Memory::kHost, sampling_bytes(rows), "the staging of sampling");
   if (exec.on_cuda()) sampling_device_ = Buffer(Memory::kDevice, sampling_bytes(rows), "the inputs of sampling");
+  use_graphs_ = exec.on_cuda() && options.graphs;
   stream_.synchronize();
 }
 
 Engine::~Engine() = default;
 
-void Engine::run_step(Phase phase, std::span<const StepEntry> entries) {
+Batch Engine::prepare_step(Phase phase, std::span<const StepEntry> entries) {
   for (const StepEntry& entry : entries) {
     assert(cache_->pages_for(entry.sequence->length + static_cast<int>(entry.ids.size())) <=
            static_cast<int>(entry.sequence->pages.size()));
     check_token_ids(config_, entry.ids, "feeding token ids");
   }
   stream_.synchronize();  // the arrays of the step before may still be on their way
-  decoder_->forward(stream_.exec(), *attention_[arm_], inputs_->prepare(stream_.exec(), phase, entries));
+  const Batch batch = inputs_->prepare(stream_.exec(), phase, entries);
+  attention_[arm_]->plan(batch);
+  return batch;
 }
 
 void Engine::prefill(CachedSequence& sequence, std::span<const std::int32_t> ids) {
   const StepEntry entry{.sequence = &sequence, .ids = ids};
-  run_step(Phase::kPrefill, std::span(&entry, 1));
+  decoder_->forward(stream_.exec(), *attention_[arm_], prepare_step(Phase::kPrefill, std::span(&entry, 1)));
   sequence.length += static_cast<int>(ids.size());
 }
 
-void Engine::decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids) {
+void Engine::run_decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids, bool sampled) {
   assert(sequences.size() == ids.size());
   std::vector<StepEntry> entries;
   entries.reserve(ids.size());
   for (std::size_t s = 0; s < ids.size(); ++s) entries.push_back({.sequence = sequences[s], .ids = ids.subspan(s, 1)});
-  run_step(Phase::kDecode, entries);
+  const Batch batch = prepare_step(Phase::kDecode, entries);
+  attention_[arm_]->count_step(batch);
+  use_graphs_ ? graph_of(batch, sampled).launch(stream_.exec()) : queue_decode(batch, sampled);
   for (CachedSequence* sequence : sequences) ++sequence->length;
+}
+
+void Engine::queue_decode(const Batch& batch, bool sampled) {
+  const Exec exec = stream_.exec();
+  decoder_->forward(exec, *attention_[arm_], batch);
+  if (!sampled) return;
+  decoder_->logits(exec, logits_.ref(DType::kF32, batch.seqs, config_.vocab));
+  queue_draws(batch.seqs);
+}
+
+Engine::GraphKey Engine::graph_key(const Batch& batch, bool sampled) const {
+  return {.arm = arm_,
+          .sampled = sampled,
+          .seqs = batch.seqs,
+          .max_kv_len = batch.max_kv_len,
+          .work = attention_[arm_]->plan_key()};
+}
+
+const Graph& Engine::graph_of(const Batch& batch, bool sampled) {
+  GraphKey key = graph_key(batch, sampled);
+  if (const auto found = graphs_.find(key); found != graphs_.end()) return found->second;
+  Graph graph = Graph::capture(stream_.exec(), [&] { queue_decode(batch, sampled); });
+  return graphs_.emplace(std::move(key), std::move(graph)).first->second;
+}
+
+void Engine::capture_ahead(int seqs, int first, int last) {
+  if (!use_graphs_) return;
+  last = std::min(last, plan_.limits.max_context);
+  while (first <= last) {
+    const int bucket_end = std::min(last, inputs_->context_bucket(first));
+    capture_between(seqs, first, bucket_end);
+    first = bucket_end + 1;
+  }
+}
+
+// Within a bucket the kinds of work change at the backends' thresholds, which bisection finds.
+void Engine::capture_between(int seqs, int first, int last) {
+  const auto capture = [&](int kv_len) {
+    const std::vector<std::int32_t> lengths(static_cast<std::size_t>(seqs), kv_len);
+    const Batch batch = inputs_->decode_batch(lengths);
+    attention_[arm_]->plan(batch);
+    (void)graph_of(batch, true);
+    return attention_[arm_]->plan_key();
+  };
+  if (capture(first) == capture(last) || last - first <= 1) return;
+  const int middle = first + (last - first) / 2;
+  capture_between(seqs, first, middle);
+  capture_between(seqs, middle, last);
+}
+
+void Engine::decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids) {
+  run_decode(sequences, ids, false);
+}
+
+std::span<const std::int32_t> Engine::decode_and_sample(std::span<CachedSequence* const> sequences,
+                                                        std::span<const std::int32_t> ids,
+                                                        std::span<const SamplingParams> params,
+                                                        std::span<const std::int32_t> steps) {
+  const auto rows = static_cast<std::int64_t>(ids.size());
+  send_draws(params, steps);
+  logits_made_ = static_cast<int>(rows);
+  run_decode(sequences, ids, true);
+  return drawn_ids(rows);
 }
 
 TensorView<const float, 2> Engine::logits(std::span<const std::int32_t> query_tokens) {
@@ -159,22 +228,43 @@ void Engine::read_logits(std::span<const std::int32_t> query_tokens, std::span<f
 std::span<const std::int32_t> Engine::sample(std::span<const SamplingParams> params,
                                              std::span<const std::int32_t> steps) {
   const auto rows = static_cast<std::int64_t>(params.size());
-  assert(rows == logits_made_ && steps.size() == params.size());
+  assert(rows == logits_made_);
+  send_draws(params, steps);
+  queue_draws(rows);
+  return drawn_ids(rows);
+}
+
+void Engine::send_draws(std::span<const SamplingParams> params, std::span<const std::int32_t> steps) {
+  assert(params.size() == steps.size());
+  const Exec exec = stream_.exec();
+  const auto rows = static_cast<std::int64_t>(params.size());
+  const int capacity = logit_rows(plan_.limits.max_seqs);
+  const SamplingArrays host = sampling_arrays(sampling_staging_, capacity);
+  stream_.synchronize();  // the arrays of the draws before may still be on their way
+  std::copy(params.begin(), params.end(), host.params);
+  std::copy(steps.begin(), steps.end(), host.steps);
+  if (!exec.on_cuda()) return;
+  const SamplingArrays device = sampling_arrays(sampling_device_, capacity);
+  copy_bytes(exec, device.params, host.params, rows * static_cast<std::int64_t>(sizeof(SamplingParams)));
+  copy_bytes(exec, device.steps, host.steps, rows * 4);
+}
+
+// Draws from the first `rows` rows of logits, and brings the ids to the host.
+void Engine::queue_draws(std::int64_t rows) {
   const Exec exec = stream_.exec();
   const int capacity = logit_rows(plan_.limits.max_seqs);
   const SamplingArrays host = sampling_arrays(sampling_staging_, capacity);
-  std::copy(params.begin(), params.end(), host.params);
-  std::copy(steps.begin(), steps.end(), host.steps);
   const SamplingArrays device = exec.on_cuda() ? sampling_arrays(sampling_device_, capacity) : host;
-  if (exec.on_cuda()) {
-    copy_bytes(exec, device.params, host.params, rows * static_cast<std::int64_t>(sizeof(SamplingParams)));
-    copy_bytes(exec, device.steps, host.steps, rows * 4);
-  }
   vesper::sample(exec, logits_.view<const float>(rows, config_.vocab),
                  TensorView<const SamplingParams, 1>(device.params, rows),
                  TensorView<const std::int32_t, 1>(device.steps, rows), TensorView<std::int32_t, 1>(device.ids, rows));
   if (exec.on_cuda()) copy_bytes(exec, host.ids, device.ids, rows * 4);
+}
+
+// Waits for what queue_draws queued.
+std::span<const std::int32_t> Engine::drawn_ids(std::int64_t rows) const {
   stream_.synchronize();
+  const SamplingArrays host = sampling_arrays(sampling_staging_, logit_rows(plan_.limits.max_seqs));
   for (std::int64_t row = 0; row < rows; ++row) {
     if (host.ids[row] >= 0) continue;  // CUDA's answer to a row without a number
     fail({"sampling a token for row " + std::to_string(row) + " of the batch", "no logit that is a number above -inf",

@@ -1,8 +1,10 @@
 // One model on one device: its weights, its cache, and the steps that sequences take through it.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -23,6 +25,7 @@ struct EngineOptions {
   std::string attention = "dense";                // FILE or shorthand
   std::vector<std::string> other_attention = {};  // further ones over the same cache, to compare: Engine::use_attention
   std::uint64_t seed = 0;                         // of synthetic weights
+  bool graphs = true;                             // CUDA: decode steps are recorded once and replayed
 };
 
 // Whether `--model` names a shape with weights drawn from a seed: synthetic:NAME.
@@ -63,6 +66,19 @@ class Engine {
   void prefill(CachedSequence& sequence, std::span<const std::int32_t> ids);
   // One decode step: one new token for each sequence, through every layer's own attention.
   void decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids);
+  // The same, then logits() of every sequence and sample(), all of it one launch where a graph serves. Waits for the
+  // ids.
+  //   params, steps: as sample()
+  std::span<const std::int32_t> decode_and_sample(std::span<CachedSequence* const> sequences,
+                                                  std::span<const std::int32_t> ids,
+                                                  std::span<const SamplingParams> params,
+                                                  std::span<const std::int32_t> steps);
+  // Records the graphs of decode_and_sample for `seqs` sequences as they grow together from `first` to `last` tokens,
+  // so that no step has to wait for it. Where steps run without graphs, nothing.
+  void capture_ahead(int seqs, int first, int last);
+  // Graphs recorded so far. One serves every step of its batch size, its context bucket (StepInputs) and its share of
+  // dense and sparse sequences.
+  [[nodiscard]] int captured_graphs() const { return static_cast<int>(graphs_.size()); }
 
   // Makes the logits of chosen query tokens of the last step, at most logit_rows(max_seqs) of them, on the device.
   //   query_tokens [n]: row numbers within the step; -> [n, vocab] f32 on the device, valid until the next call
@@ -92,7 +108,24 @@ class Engine {
   [[nodiscard]] std::int64_t peak_memory_bytes() const;
 
  private:
-  void run_step(Phase phase, std::span<const StepEntry> entries);
+  struct GraphKey {
+    std::size_t arm = 0;
+    bool sampled = false;
+    int seqs = 0;
+    int max_kv_len = 0;
+    std::vector<unsigned> work;  // ModelAttention::plan_key
+    friend auto operator<=>(const GraphKey&, const GraphKey&) = default;
+  };
+
+  Batch prepare_step(Phase phase, std::span<const StepEntry> entries);
+  void run_decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids, bool sampled);
+  void queue_decode(const Batch& batch, bool sampled);
+  [[nodiscard]] GraphKey graph_key(const Batch& batch, bool sampled) const;
+  const Graph& graph_of(const Batch& batch, bool sampled);
+  void capture_between(int seqs, int first, int last);
+  void send_draws(std::span<const SamplingParams> params, std::span<const std::int32_t> steps);
+  void queue_draws(std::int64_t rows);
+  [[nodiscard]] std::span<const std::int32_t> drawn_ids(std::int64_t rows) const;
 
   ModelConfig config_;
   std::vector<AttentionConfig> arms_;
@@ -108,6 +141,8 @@ class Engine {
   Buffer sampling_staging_;  // pinned or host: params [rows], steps [rows], ids [rows]
   Buffer sampling_device_;   // CUDA only, the same three
   int logits_made_ = 0;      // rows of the last logits() call
+  bool use_graphs_ = false;
+  std::map<GraphKey, Graph> graphs_;  // look into all of the above
 };
 
 }  // namespace vesper

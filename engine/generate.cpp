@@ -52,6 +52,7 @@ class Generation {
   }
 
   std::vector<GenerateResult> run() {
+    capture_ahead();
     for (Running& running : running_) prefill(running);
     for (std::vector<Running*> active = unfinished(); !active.empty(); active = unfinished()) decode(active);
     std::vector<GenerateResult> results;
@@ -61,6 +62,18 @@ class Generation {
   }
 
  private:
+  // What the batch runs until its first sequence ends.
+  void capture_ahead() {
+    const auto seqs = static_cast<int>(running_.size());
+    int longest = 0;
+    int last = INT32_MAX;
+    for (const Running& running : running_) {
+      longest = std::max(longest, running.result.prompt_tokens);
+      last = std::min(last, running.request->max_tokens - 1);
+    }
+    engine_.capture_ahead(seqs, longest + 1, longest + last);
+  }
+
   bool interrupted() {
     if (!interrupted_ && hooks_.interrupted && hooks_.interrupted()) interrupted_ = true;
     return interrupted_;
@@ -118,21 +131,17 @@ class Generation {
     }
     std::vector<CachedSequence*> sequences;
     std::vector<std::int32_t> ids;
-    std::vector<std::int32_t> rows;
     std::vector<std::int32_t> steps;
     std::vector<SamplingParams> params;
     std::int64_t kv_tokens = 0;
     for (Running* running : active) {
       sequences.push_back(&running->sequence);
       ids.push_back(running->result.ids.back());
-      rows.push_back(static_cast<std::int32_t>(rows.size()));
       steps.push_back(static_cast<std::int32_t>(running->result.ids.size()));
       params.push_back(running->request->sampling);
       kv_tokens += running->sequence.length + 1;
     }
-    engine_.decode(sequences, ids);
-    (void)engine_.logits(rows);
-    const std::span<const std::int32_t> drawn = engine_.sample(params, steps);
+    const std::span<const std::int32_t> drawn = engine_.decode_and_sample(sequences, ids, params, steps);
     const Clock::time_point now = Clock::now();
     const double bytes = static_cast<double>(engine_.decode_step_bytes(static_cast<int>(active.size()), kv_tokens)) /
                          static_cast<double>(active.size());

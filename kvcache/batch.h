@@ -19,7 +19,7 @@ struct Batch {
   int seqs = 0;
   int tokens = 0;                                  // query tokens of all sequences
   int max_query_tokens = 0;                        // largest number of one sequence
-  int max_kv_len = 0;                              // largest kv_len
+  int max_kv_len = 0;                              // bound of kv_len: grids and lists are sized by it
   TensorView<const std::int32_t, 1> ids;           // [tokens]
   TensorView<const std::int32_t, 1> positions;     // [tokens] position of a query token in its sequence, from 0
   TensorView<const std::int32_t, 1> seq_of_token;  // [tokens]

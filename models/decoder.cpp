@@ -88,7 +88,6 @@ void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& 
   const TensorRef partial = activation(kPartial, batch.tokens);
   const Rope rope{.inv_freq = inv_freq_.view<const float>(config_.head_dim / 2)};
 
-  attention.plan(batch);
   gather_rows(exec, weights_.embedding, batch.ids, residual);
   rms_norm(exec, residual, weights_.layers[0].attention_norm, config_.rms_eps, normed);
   for (int l = 0; l < config_.layers; ++l) {
@@ -116,6 +115,10 @@ void Decoder::logits(const Exec& exec, TensorView<const std::int32_t, 1> rows, c
   const TensorRef chosen = activation(kPartial, rows.shape(0));  // free since the last add_rms_norm
   gather_rows(exec, activation(kNormed, max_tokens_), rows, chosen);
   linear(exec, linear_, chosen, weights_.head, out);
+}
+
+void Decoder::logits(const Exec& exec, const TensorRef& out) {
+  linear(exec, linear_, activation(kNormed, out.shape[0]), weights_.head, out);
 }
 
 }  // namespace vesper

@@ -21,12 +21,15 @@ class Decoder {
 
   Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, int max_tokens, const Exec& exec);
 
-  // Runs the step: appends K and V of its tokens to the cache and leaves the final hidden states of all of them.
+  // Runs the step, for which `attention` is planned: appends K and V of its tokens to the cache and leaves the final
+  // hidden states of all of them.
   void forward(const Exec& exec, ModelAttention& attention, const Batch& batch);
 
   // Logits of chosen query tokens of the last forward.
   //   rows [n] query token numbers, on the step's device;  out [n, vocab] f32
   void logits(const Exec& exec, TensorView<const std::int32_t, 1> rows, const TensorRef& out);
+  // Logits of all of them, which are out's rows: of a decode step.
+  void logits(const Exec& exec, const TensorRef& out);
 
  private:
   [[nodiscard]] TensorRef activation(int slot, std::int64_t rows) const;

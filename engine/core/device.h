@@ -29,6 +29,12 @@ void record_event(CUevent_st* event, CUstream_st* stream);
 void synchronize_event(CUevent_st* event);
 float event_ms_between(CUevent_st* start, CUevent_st* end);
 
+void begin_capture(CUstream_st* stream);
+CUgraphExec_st* end_capture(CUstream_st* stream);
+void abandon_capture(CUstream_st* stream) noexcept;
+void launch_graph(CUgraphExec_st* graph, CUstream_st* stream);
+void destroy_graph(CUgraphExec_st* graph) noexcept;
+
 void copy_async(void* to, const void* from, std::int64_t bytes, CUstream_st* stream);
 void zero_async(void* data, std::int64_t bytes, CUstream_st* stream);
 

@@ -110,6 +110,32 @@ float event_ms_between(CUevent_st* start, CUevent_st* end) {
   return ms;
 }
 
+// Relaxed: a kernel's first launch loads its code, which other modes refuse while they record.
+void begin_capture(CUstream_st* stream) {
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "beginning to record a CUDA graph");
+}
+CUgraphExec_st* end_capture(CUstream_st* stream) {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream, &graph), "recording a CUDA graph");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+  (void)cudaGraphDestroy(graph);
+  check(status, "instantiating a CUDA graph");
+  return executable;
+}
+void abandon_capture(CUstream_st* stream) noexcept {
+  cudaGraph_t graph = nullptr;
+  (void)cudaStreamEndCapture(stream, &graph);
+  if (graph != nullptr) (void)cudaGraphDestroy(graph);
+  (void)cudaGetLastError();
+}
+void launch_graph(CUgraphExec_st* graph, CUstream_st* stream) {
+  check(cudaGraphLaunch(graph, stream), "launching a CUDA graph");
+}
+void destroy_graph(CUgraphExec_st* graph) noexcept {
+  (void)cudaGraphExecDestroy(graph);
+}
+
 void copy_async(void* to, const void* from, std::int64_t bytes, CUstream_st* stream) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream), "copying memory");
 }

@@ -45,6 +45,17 @@ void synchronize_event(CUevent_st*) {
 float event_ms_between(CUevent_st*, CUevent_st*) {
   no_cuda();
 }
+void begin_capture(CUstream_st*) {
+  no_cuda();
+}
+CUgraphExec_st* end_capture(CUstream_st*) {
+  no_cuda();
+}
+void abandon_capture(CUstream_st*) noexcept {}
+void launch_graph(CUgraphExec_st*, CUstream_st*) {
+  no_cuda();
+}
+void destroy_graph(CUgraphExec_st*) noexcept {}
 void copy_async(void*, const void*, std::int64_t, CUstream_st*) {
   no_cuda();
 }

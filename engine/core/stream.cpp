@@ -92,6 +92,32 @@ float Event::ms_since(const Event& start) const {
   return cuda::event_ms_between(start.event_, event_);
 }
 
+Graph Graph::capture(const Exec& exec, const std::function<void()>& work) {
+  cuda::begin_capture(exec.stream);
+  try {
+    work();
+  } catch (...) {
+    cuda::abandon_capture(exec.stream);
+    throw;
+  }
+  return Graph(cuda::end_capture(exec.stream));
+}
+
+Graph::~Graph() {
+  if (graph_ != nullptr) cuda::destroy_graph(graph_);
+}
+
+Graph::Graph(Graph&& other) noexcept : graph_(std::exchange(other.graph_, nullptr)) {}
+
+Graph& Graph::operator=(Graph&& other) noexcept {
+  std::swap(graph_, other.graph_);
+  return *this;
+}
+
+void Graph::launch(const Exec& exec) const {
+  cuda::launch_graph(graph_, exec.stream);
+}
+
 void synchronize(const Exec& exec) {
   if (exec.on_cuda()) cuda::synchronize_stream(exec.stream);
 }

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "engine/core/exec.h"
 
-struct CUevent_st;  // cudaEvent_t is CUevent_st*
+struct CUevent_st;      // cudaEvent_t is CUevent_st*
+struct CUgraphExec_st;  // cudaGraphExec_t is CUgraphExec_st*
 
 namespace vesper {
 
@@ -65,6 +67,28 @@ class Event {
 
  private:
   CUevent_st* event_ = nullptr;
+};
+
+// Device work recorded once and replayed as one launch. CUDA only.
+class Graph {
+ public:
+  // Records what `work` queues on exec's stream, and runs none of it. `work` must not wait for the device, and what it
+  // names must keep its address as long as the graph is launched.
+  static Graph capture(const Exec& exec, const std::function<void()>& work);
+
+  ~Graph();
+  Graph(Graph&& other) noexcept;
+  Graph& operator=(Graph&& other) noexcept;
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  // Queues the recorded work.
+  void launch(const Exec& exec) const;
+
+ private:
+  explicit Graph(CUgraphExec_st* graph) : graph_(graph) {}
+
+  CUgraphExec_st* graph_ = nullptr;
 };
 
 // Copies between any two memories, ordered on the stream. Host memory must stay untouched until the stream has passed

@@ -126,7 +126,7 @@ TEST(AttendSelectedCpu, AListOfEverythingIsDenseBitForBit) {
       for (const SelectionUnit unit : kUnits) {
         for (const int spare : {0, 40}) {  // splits behind every list's end
           Lists lists(unit, shape, world.ragged.batch, spare, everything);
-          const int split_entries = plan.split_tokens / lists.entry_tokens();
+          const int split_entries = plan.min_tokens / lists.entry_tokens();
           world.poison();
           world.attend(lists, split_entries);
           const std::string what = describe(world, lists, split_entries);

@@ -237,9 +237,16 @@ TEST(PlanSplits, CoverEveryLengthInWholePages) {
           const SplitPlan plan = plan_splits(shape, 3, kv_len, units, most);
           EXPECT_GE(plan.splits, 1);
           EXPECT_LE(plan.splits, most);
-          EXPECT_EQ(plan.split_tokens % page_tokens, 0);
-          EXPECT_GE(std::int64_t{plan.splits} * plan.split_tokens, kv_len);
-          EXPECT_LT(std::int64_t{plan.splits - 1} * plan.split_tokens, kv_len) << "the last split is empty";
+          // Made for kv_len, it serves every shorter length: all of it is covered, by runs as even as pages allow.
+          for (const int length : {kv_len, (kv_len + 1) / 2, 1}) {
+            const int run = split_length(length, plan.splits, plan.min_tokens, page_tokens);
+            EXPECT_EQ(run % page_tokens, 0);
+            EXPECT_GE(std::int64_t{plan.splits} * run, length);
+            if (run == plan.min_tokens) continue;
+            EXPECT_LT(std::int64_t{plan.splits} * (run - page_tokens), length);
+          }
+          const int longest = split_length(kv_len, plan.splits, plan.min_tokens, page_tokens);
+          EXPECT_LT(std::int64_t{plan.splits - 1} * longest, kv_len) << "the last split is empty";
         }
       }
     }
