@@ -25,7 +25,20 @@ struct Dims {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
+  bool overlap = false;  // may begin before the kernel in front of it ends: engine/core/overlap.cuh
 };
+
+// Whether the device knows programmatic dependent launch.
+inline bool launches_can_overlap() {
+  static const bool can = [] {
+    int device = 0;
+    int major = 0;
+    check(cudaGetDevice(&device), "asking for the current GPU");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "reading the GPU's properties");
+    return major >= 9;
+  }();
+  return can;
+}
 
 // Launches `kernel` and checks the launch at once. With VESPER_SYNC_LAUNCH=1 in the environment it also waits, so that
 // a fault is reported by the kernel that caused it. Shared memory beyond the default limit of 48 KiB is asked for here;
@@ -43,6 +56,13 @@ void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaS
   config.blockDim = dims.block;
   config.dynamicSmemBytes = dims.shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  if (dims.overlap && launches_can_overlap()) {
+    config.attrs = &overlap;
+    config.numAttrs = 1;
+  }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name);
   if (sync) {
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
