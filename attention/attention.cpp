@@ -169,6 +169,14 @@ void ModelAttention::run(const Exec& exec, int layer, const TensorRef& q, const 
   if (batch.phase == Phase::kPrefill) return attend_prefill(exec, limits_.shape, q, kv, batch, out);
   AttentionBackend& backend = *of_layer_[static_cast<std::size_t>(layer)];
   backend.run(exec, {.number = layer, .kv = kv, .counters = counters(layer)}, q, batch, out, lse);
+  if (!probe_) return;
+  probe_(exec, {.number = layer,
+                .q = q,
+                .kv = kv,
+                .batch = batch,
+                .out = out,
+                .list = backend.last_selection(),
+                .dense = backend.dense_limit()});
 }
 
 Selection ModelAttention::last_selection(int layer) const {

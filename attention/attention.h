@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/attend.h"
@@ -63,6 +65,8 @@ class AttentionBackend {
   [[nodiscard]] virtual Selection last_selection() const { return {}; }
   // Which kinds of work the planned step queues: bit 0 where a sequence attends dense, bit 1 where one makes lists.
   [[nodiscard]] virtual unsigned planned_work() const { return 1; }
+  // Sequences of at most so many tokens attend dense.
+  [[nodiscard]] virtual DenseLimit dense_limit() const { return {INT32_MAX}; }
   // Bytes of side tables and of keys read for scores alone that one layer of the planned step reads.
   [[nodiscard]] virtual std::int64_t metadata_bytes() const { return 0; }
 };
@@ -107,6 +111,18 @@ struct AttentionTotals {
   std::int64_t metadata_bytes = 0;  // side tables, and keys read for scores alone
 };
 
+// One layer's decode step that has just run, on the device: what went in, the list, what came out.
+struct AttendedLayer {
+  int number = 0;
+  TensorRef q;  // [seqs, heads * head_dim]
+  LayerKv kv;
+  const Batch& batch;
+  TensorRef out;     // [seqs, heads * head_dim]
+  Selection list;    // of the sequences over `dense`; what it says of the others is stale
+  DenseLimit dense;  // sequences of at most so many tokens attended dense
+};
+using AttentionProbe = std::function<void(const Exec& exec, const AttendedLayer& layer)>;
+
 // The attention of a whole model: layer l decodes through the backend that `config` gives it, and prefills dense, as in
 // all three papers.
 class ModelAttention {
@@ -134,6 +150,12 @@ class ModelAttention {
   void run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch, const TensorRef& out,
            TensorView<float, 2> lse = {});
 
+  // From now on `probe` looks at every layer of a decode step after it ran, and may queue work and wait; an empty one
+  // ends that. A step that is replayed from a graph runs on the device alone, unseen:
+  // engines launch probed steps one by one.
+  void set_probe(AttentionProbe probe) { probe_ = std::move(probe); }
+  [[nodiscard]] bool probed() const { return probe_ != nullptr; }
+
   // The lists that `layer` made when it ran last (a replayed graph does not count); waits for nothing.
   [[nodiscard]] Selection last_selection(int layer) const;
   // Reads the device's counters back and waits. One entry a layer.
@@ -150,6 +172,7 @@ class ModelAttention {
   std::vector<AttentionBackend*> of_layer_;
   Buffer counters_;                       // [layers, 5, kv_heads] i64
   std::vector<AttentionTotals> counted_;  // what the host knows: steps and bytes
+  AttentionProbe probe_;
 };
 
 }  // namespace vesper

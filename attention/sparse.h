@@ -55,6 +55,7 @@ class SparseAttention : public AttentionBackend {
            TensorView<float, 2> lse) final;
   [[nodiscard]] Selection last_selection() const final { return list_; }
   [[nodiscard]] unsigned planned_work() const final { return (any_dense_ ? 1U : 0U) + (any_sparse_ ? 2U : 0U); }
+  [[nodiscard]] DenseLimit dense_limit() const final { return dense_limit_; }
   [[nodiscard]] std::int64_t metadata_bytes() const final { return metadata_bytes_; }
 
  protected:
@@ -72,7 +73,6 @@ class SparseAttention : public AttentionBackend {
                    const Selection& list, const TensorRef& out, TensorView<float, 2> lse) const;
 
   [[nodiscard]] const AttentionLimits& limits() const { return limits_; }
-  [[nodiscard]] DenseLimit dense_limit() const { return dense_limit_; }
 
  private:
   AttentionLimits limits_;

@@ -94,14 +94,14 @@ Engine::Engine(const std::string& model, const EngineOptions& options, const Pro
   const int rows = logit_rows(limits.max_seqs);
   cache_ = std::make_unique<KvCache>(kv_shape(config_, plan_), plan_.kv_pages, limits.device,
                                      ModelAttention::side_tables(arms_));
-  const AttentionLimits attention_limits{.shape = attention_shape(config_, limits.page_tokens),
-                                         .device = limits.device,
-                                         .dtype = dtype,
-                                         .max_seqs = limits.max_seqs,
-                                         .max_context = limits.max_context,
-                                         .seed = static_cast<std::uint32_t>(options.seed)};
+  attention_limits_ = {.shape = attention_shape(config_, limits.page_tokens),
+                       .device = limits.device,
+                       .dtype = dtype,
+                       .max_seqs = limits.max_seqs,
+                       .max_context = limits.max_context,
+                       .seed = static_cast<std::uint32_t>(options.seed)};
   for (const AttentionConfig& arm : arms_) {
-    attention_.push_back(std::make_unique<ModelAttention>(arm, attention_limits, exec));
+    attention_.push_back(std::make_unique<ModelAttention>(arm, attention_limits_, exec));
   }
   decoder_ = std::make_unique<Decoder>(config_, weights_, *cache_, chunk, exec);
   inputs_ = std::make_unique<StepInputs>(chunk, limits.max_seqs, cache_->pages_for(limits.max_context),
@@ -142,7 +142,8 @@ void Engine::run_decode(std::span<CachedSequence* const> sequences, std::span<co
   for (std::size_t s = 0; s < ids.size(); ++s) entries.push_back({.sequence = sequences[s], .ids = ids.subspan(s, 1)});
   const Batch batch = prepare_step(Phase::kDecode, entries);
   attention_[arm_]->count_step(batch);
-  use_graphs_ ? graph_of(batch, sampled).launch(stream_.exec()) : queue_decode(batch, sampled);
+  const bool replay = use_graphs_ && !attention_[arm_]->probed();
+  replay ? graph_of(batch, sampled).launch(stream_.exec()) : queue_decode(batch, sampled);
   for (CachedSequence* sequence : sequences) ++sequence->length;
 }
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/attention.h"
@@ -97,6 +98,10 @@ class Engine {
     return attention_[arm_]->totals(stream_.exec());
   }
   void reset_attention_totals() { attention_[arm_]->reset_totals(stream_.exec()); }
+  // Lets `probe` look at every layer of the decode steps of the attention in use; an empty one ends that.
+  void set_attention_probe(AttentionProbe probe) { attention_[arm_]->set_probe(std::move(probe)); }
+  // What that attention was built for.
+  [[nodiscard]] const AttentionLimits& attention_limits() const { return attention_limits_; }
 
   // Waits for all queued work.
   void synchronize() const { stream_.synchronize(); }
@@ -133,6 +138,7 @@ class Engine {
   Stream stream_;
   ModelWeights weights_;
   std::unique_ptr<KvCache> cache_;
+  AttentionLimits attention_limits_;
   std::vector<std::unique_ptr<ModelAttention>> attention_;  // of each arm
   std::size_t arm_ = 0;
   std::unique_ptr<Decoder> decoder_;
