@@ -179,6 +179,8 @@ Fidelity eval_fidelity(Engine& engine, std::span<const TokenIds> windows, int la
   result.engine.window_nll.assign(windows.size(), 0.0);
   std::vector<double> divergences;
   int agreed = 0;
+  AttentionFidelity attention(engine);
+  const ProbeScope probe(engine, [&](const Exec& exec, const AttendedLayer& layer) { attention.look(exec, layer); });
   visit_windows(engine, windows, last, progress,
                 [&](std::size_t w, int /*position*/, std::span<const float> logits, std::int32_t target) {
                   const std::span<const float> expected = reference.subspan(divergences.size() * vocab, vocab);
@@ -194,6 +196,7 @@ Fidelity eval_fidelity(Engine& engine, std::span<const TokenIds> windows, int la
   result.kl_p99 = quantile(divergences, 0.99);
   result.kl_max = quantile(divergences, 1.0);
   result.top1_agreement = static_cast<double>(agreed) / static_cast<double>(positions);
+  result.layers = attention.layers();
   return result;
 }
 

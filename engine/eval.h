@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/eval_attention.h"
 
 namespace vesper {
 
@@ -58,7 +59,7 @@ Perplexity eval_perplexity(Engine& engine, std::span<const TokenIds> windows, in
 // Logits [windows * last, vocab] of the same positions, for eval_fidelity.
 std::vector<float> decode_logits(Engine& engine, std::span<const TokenIds> windows, int last, const Progress& progress);
 
-// How far the next-token distributions of an engine are from a reference.
+// How far the next-token distributions of an engine are from a reference, and each layer's attention from dense.
 struct Fidelity {
   double kl_mean = 0.0;  // of KL(reference || engine) over all positions, in nats
   double kl_p99 = 0.0;
@@ -66,6 +67,7 @@ struct Fidelity {
   double top1_agreement = 0.0;  // share of positions where both name the same likeliest token
   Perplexity reference;
   Perplexity engine;
+  std::vector<LayerFidelity> layers;
 };
 
 //   reference: decode_logits() of the same windows and `last`
