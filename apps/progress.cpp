@@ -15,6 +15,14 @@ constexpr std::chrono::milliseconds kRedraw(100);
 // What takes less is not worth a line, which would also clear the one that the cursor stands on.
 constexpr std::chrono::milliseconds kPatience(500);
 
+std::string amount_of(ProgressUnit unit, std::int64_t done, std::int64_t total, double rate) {
+  if (unit == ProgressUnit::kBytes) {
+    return fmt::format("{} of {}, {}/s", format_bytes(done), format_bytes(total),
+                       format_bytes(static_cast<std::int64_t>(rate)));
+  }
+  return fmt::format("{} of {} {}, {:.0f}/s", done, total, unit == ProgressUnit::kTokens ? "tokens" : "samples", rate);
+}
+
 }  // namespace
 
 ProgressLine::ProgressLine(std::string title, ProgressUnit unit)
@@ -33,11 +41,9 @@ void ProgressLine::update(std::int64_t done, std::int64_t total) {
   const double seconds = std::chrono::duration<double>(now - start_).count();
   const double rate = seconds > 0.0 ? static_cast<double>(done) / seconds : 0.0;
   const auto percent = static_cast<int>(100 * done / total);
-  const std::string amount = unit_ == ProgressUnit::kBytes
-                                 ? fmt::format("{} of {}, {}/s", format_bytes(done), format_bytes(total),
-                                               format_bytes(static_cast<std::int64_t>(rate)))
-                                 : fmt::format("{} of {} tokens, {:.0f} tokens/s", done, total, rate);
-  fmt::print(stderr, "\r\x1b[K{} {:3} % ({})", title_, percent, amount);
+  const std::string left =
+      rate > 0.0 && done < total ? fmt::format(", {:.0f} s left", static_cast<double>(total - done) / rate) : "";
+  fmt::print(stderr, "\r\x1b[K{} {:3} % ({}{})", title_, percent, amount_of(unit_, done, total, rate), left);
   std::fflush(stderr);
 }
 

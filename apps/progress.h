@@ -7,10 +7,10 @@
 
 namespace vesper {
 
-enum class ProgressUnit : std::uint8_t { kBytes, kTokens };
+enum class ProgressUnit : std::uint8_t { kBytes, kTokens, kSamples };
 
-// Redraws one line of stderr at most ten times a second: title, share, amount, rate. Nothing for what takes less than
-// half a second. finish() clears it and begins anew.
+// Redraws one line of stderr at most ten times a second: title, share, amount, rate, time left. Nothing for what takes
+// less than half a second. finish() clears it and begins anew.
 class ProgressLine {
  public:
   ProgressLine(std::string title, ProgressUnit unit);

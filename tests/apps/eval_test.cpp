@@ -79,6 +79,69 @@ TEST(Eval, DenseIsFaithfulToDenseAndSparseNearIt) {
   EXPECT_EQ(layers.at("layers"), "2-7");
   EXPECT_EQ(layers.at("sparse_steps"), 6 * 10);
   EXPECT_LT(layers.at("kept_share").get<double>(), 0.25);
+
+  const Json& exact = dense.at("by_layer").at(7);
+  EXPECT_EQ(exact.at("error"), Json({{"p50", 0.0}, {"p95", 0.0}, {"p99", 0.0}}));
+  EXPECT_EQ(exact.at("kept_mass"), Json({{"mean", 1.0}, {"least", 1.0}}));
+  const Json& lossy = sparse.at("by_layer").at(7);
+  EXPECT_EQ(lossy.at("backend"), "quest");
+  EXPECT_EQ(lossy.at("steps"), 10);
+  EXPECT_EQ(lossy.at("sparse_steps"), 10);
+  EXPECT_GT(lossy.at("error").at("p99").get<double>(), 0.0);
+  EXPECT_GE(lossy.at("error").at("p99"), lossy.at("error").at("p50"));
+  EXPECT_LT(lossy.at("kept_mass").at("least").get<double>(), 1.0);
+  EXPECT_LE(lossy.at("kept_mass").at("least"), lossy.at("kept_mass").at("mean"));
+  EXPECT_LT(lossy.at("kept_share").get<double>(), 0.25);
+  EXPECT_EQ(lossy.at("heads").size(), 4U);
+  EXPECT_EQ(lossy.at("kv_heads").size(), 2U);
+}
+
+TEST(Eval, FidelityHasALineForEachLayer) {
+  const std::string out = run_well(eval("fidelity", {"--ids", ids_file(), "--context", "300", "--last", "4",
+                                                     "--attention", source_dir() + "/configs/attention/mixed.json"}))
+                              .out;
+  EXPECT_NE(out.find("\n0      dense       exact\n"), std::string::npos) << out;
+  EXPECT_NE(out.find("\n2      quest       dense throughout"), std::string::npos) << out;
+  EXPECT_NE(out.find("\n4      twilight  "), std::string::npos) << out;
+}
+
+TEST(Eval, GuaranteeCountsTrialsAndGivesVerdicts) {
+  const auto guarantee = [](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments =
+        eval("guarantee", {"--ids", ids_file(), "--context", "600", "--last", "2", "--seeds", "6", "--attention",
+                           "vattention:epsilon=0.1,delta=0.05,pilot=64,sink_tokens=8,window_tokens=8,top_k_by=oracle,"
+                           "verify=denominator"});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_well(arguments);
+  };
+  const std::string out = guarantee({"--json"}).out;
+  EXPECT_EQ(guarantee({"--json"}).out, out);
+  const Json document = Json::parse(out);
+  EXPECT_EQ(document.at("kind"), "guarantee");
+  EXPECT_EQ(document.at("seeds"), 6);
+  ASSERT_EQ(document.at("runs").size(), 1U);
+  const Json& run = document.at("runs").at(0);
+  EXPECT_EQ(run.at("layers"), "2-7");
+  EXPECT_EQ(run.at("epsilon"), 0.1);
+  EXPECT_EQ(run.at("delta"), 0.05);
+  EXPECT_EQ(run.at("promised"), Json({{"denominator", true}, {"output", false}}));
+  EXPECT_EQ(run.at("by_layer").size(), 6U);
+  const Json& all = run.at("escalate").at("denominator").at("all");
+  EXPECT_EQ(all.at("trials"), 2 * 6 * 6 * 4);
+  EXPECT_GT(all.at("bound"), all.at("rate"));
+  EXPECT_EQ(all.at("holds").get<bool>(), all.at("bound").get<double>() <= 0.05);
+  EXPECT_GE(run.at("escalate").at("kept_share"), run.at("report").at("kept_share"));
+  std::int64_t misses = 0;
+  for (const Json& layer : run.at("by_layer")) {
+    ASSERT_EQ(layer.at("heads").size(), 4U);
+    for (const Json& head : layer.at("heads")) misses += head.at("denominator").at("all").at("misses").get<int>();
+  }
+  EXPECT_EQ(all.at("misses"), misses);
+
+  const std::string text = guarantee({}).out;
+  EXPECT_NE(text.find("layers 2-7 vattention epsilon=0.1 delta=0.05"), std::string::npos) << text;
+  EXPECT_NE(text.find("at delta 0.05, nor is it promised\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("  worst denominator: layer "), std::string::npos) << text;
 }
 
 TEST(Eval, SyntheticModelsNeedNoTokenizer) {
@@ -119,8 +182,8 @@ TEST(Eval, RowsOfIdsAreAsked) {
 }
 
 TEST(Eval, RefusesWhatCannotBe) {
-  expect_names(refused({"eval"}), {"vesper eval", "found nothing", "ppl, needle, fidelity"});
-  expect_names(refused({"eval", "pl"}), {"\"pl\"", "ppl, needle, fidelity", "`vesper eval --help`"});
+  expect_names(refused({"eval"}), {"vesper eval", "found nothing", "ppl, needle, fidelity, guarantee"});
+  expect_names(refused({"eval", "pl"}), {"\"pl\"", "ppl, needle, fidelity, guarantee", "`vesper eval --help`"});
   expect_names(refused({"eval", "--json", "ppl"}), {"\"--json\"", "vesper eval ppl and then its flags"});
   expect_names(refused({"eval", "ppl"}), {"no --model", "`vesper eval ppl --help`"});
   expect_names(refused(eval("ppl", {"--context", "64", "--bogus"})), {"vesper eval ppl", "\"--bogus\"", "--offsets"});
@@ -146,10 +209,17 @@ TEST(Eval, RefusesWhatCannotBe) {
   expect_names(
       refused(eval("fidelity", {"--context", "64", "--last", "9", "--ids", ids_file(), "--attention", "qest"})),
       {"qest"});
+  expect_names(refused(eval("guarantee", {"--context", "64", "--ids", ids_file(), "--attention", "quest"})),
+               {"--attention quest", "no layer with vattention", "use --attention vattention"});
+  expect_names(refused(eval("guarantee", {"--context", "64", "--ids", ids_file()})), {"--attention dense"});
+  expect_names(refused(eval("guarantee", {"--context", "64", "--ids", ids_file(), "--seeds", "0"})),
+               {"--seeds", "from 1"});
+  expect_names(refused(eval("guarantee", {"--context", "3", "--ids", ids_file(), "--attention", "vattention"})),
+               {"--last", "at most --context, 3"});
 }
 
 TEST(Eval, HelpOfEachKindFitsATerminal) {
-  for (const std::string kind : {"ppl", "needle", "fidelity"}) {
+  for (const std::string kind : {"ppl", "needle", "fidelity", "guarantee"}) {
     std::istringstream lines(run_well({"eval", kind, "--help"}).out);
     int flags = 0;
     for (std::string line; std::getline(lines, line);) {
