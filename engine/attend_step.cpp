@@ -168,7 +168,7 @@ AttendOutput attend_step(const AttendInput& input, const std::string& attention,
   StepInputs inputs(tokens, 1, pages, tokens, device);
   const std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens), 0);
   const StepEntry all{.sequence = &sequence, .ids = ids};
-  append_kv(exec, rows.ref(dtype, tokens, columns), Rope{frequencies.view<const float>(shape.head_dim / 2)},
+  append_kv(exec, rows.ref(dtype, tokens, columns), Rope{.inv_freq = frequencies.view<const float>(shape.head_dim / 2)},
             inputs.prepare(exec, Phase::kPrefill, {&all, 1}), cache.layer(0), q.ref(dtype, tokens, q_columns));
   stream.synchronize();
 

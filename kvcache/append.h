@@ -9,10 +9,13 @@
 namespace vesper {
 
 // Rotary embedding in the rotate-half form of Hugging Face's Llama: channel d < head_dim / 2 pairs with
-// d + head_dim / 2, by the angle position * inv_freq[d] in fp32. `inv_freq` lies on the step's device.
+// d + head_dim / 2, by the angle position * inv_freq[d] in fp32. `inv_freq` lies on the step's device. Cosine and
+// sine are multiplied by `attention_factor`, so that q·k is by its square.
 // Source: Su et al., "RoFormer", arXiv 2104.09864; transformers, models/llama/modeling_llama.py.
 struct Rope {
-  TensorView<const float, 1> inv_freq;  // [head_dim / 2]
+  TensorView<const float, 1> inv_freq;  // [head_dim / 2], or as many for each sequence of the step
+  int seq_stride = 0;                   // from one sequence's frequencies to the next's; 0: all share one row
+  float attention_factor = 1.0F;        // yarn's; 1 changes no bit
 };
 
 // q_out = rotate(q); K cache row = rotate(k); V cache row = v. Row of query token t: page

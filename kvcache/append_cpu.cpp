@@ -16,11 +16,11 @@ struct Rotation {
 
   explicit Rotation(std::int64_t half) : cosine(static_cast<std::size_t>(half)), sine(static_cast<std::size_t>(half)) {}
 
-  void turn_to(std::int32_t position, TensorView<const float, 1> inv_freq) {
+  void turn_to(std::int32_t position, const float* inv_freq, float factor) {
     for (std::size_t d = 0; d < cosine.size(); ++d) {
-      const float angle = static_cast<float>(position) * inv_freq(d);
-      cosine[d] = std::cos(angle);
-      sine[d] = std::sin(angle);
+      const float angle = static_cast<float>(position) * inv_freq[d];
+      cosine[d] = std::cos(angle) * factor;
+      sine[d] = std::sin(angle) * factor;
     }
   }
 
@@ -49,7 +49,8 @@ void append_kv(TensorView<const float, 2> qkv, const Rope& rope, const Batch& ba
     Rotation rotation(half);
     for (std::int64_t t = begin; t < end; ++t) {
       const std::int32_t position = batch.positions(t);
-      rotation.turn_to(position, rope.inv_freq);
+      const std::int32_t seq = batch.seq_of_token(t);
+      rotation.turn_to(position, &rope.inv_freq(std::int64_t{seq} * rope.seq_stride), rope.attention_factor);
 
       for (int h = 0; h < heads; ++h) {
         const float* from = &qkv(t, h * head_dim);
@@ -60,7 +61,7 @@ void append_kv(TensorView<const float, 2> qkv, const Rope& rope, const Batch& ba
         }
       }
 
-      const std::int32_t page = batch.page_table(batch.seq_of_token(t), position / page_tokens);
+      const std::int32_t page = batch.page_table(seq, position / page_tokens);
       const int line = position % page_tokens;
       for (int g = 0; g < kv_heads; ++g) {
         const float* k = &qkv(t, (heads + g) * head_dim);

@@ -1,7 +1,8 @@
 // The append pass on CUDA: rotate q and k, store k and v.
 //
 //   low' = low cos a - high sin a,  high' = high cos a + low sin a,  a = position * inv_freq[d]
-//   low = x[d], high = x[d + head_dim / 2], d < head_dim / 2; arithmetic in fp32, one rounding at the end
+//   cos and sin times the attention factor; low = x[d], high = x[d + head_dim / 2], d < head_dim / 2; arithmetic
+//   in fp32, one rounding at the end
 //
 // Shapes: qkv [tokens, heads + 2 kv_heads, head_dim] row-major; q_out [tokens, heads, head_dim]; K and V
 //   [pages, kv_heads, page_tokens, head_dim] in tile order (kvcache/layout.h).
@@ -29,7 +30,7 @@ struct AppendArgs {
   TensorView<T, 3> q_out;      // [tokens, heads, head_dim]
   TensorView<T, 4> k;          // [pages, kv_heads, page_tokens, head_dim] tiles
   TensorView<T, 4> v;
-  TensorView<const float, 1> inv_freq;
+  Rope rope;
   TensorView<const std::int32_t, 1> positions;
   TensorView<const std::int32_t, 1> seq_of_token;
   TensorView<const std::int32_t, 2> page_table;
@@ -61,9 +62,13 @@ __global__ void __launch_bounds__(kThreads) append(const __grid_constant__ Appen
   const std::int64_t t = blockIdx.x;
   const int half = args.head_dim / 2;
   const int position = args.positions(t);
+  const float* inv_freq = args.rope.inv_freq.data();
+  if (args.rope.seq_stride != 0) inv_freq += static_cast<std::int64_t>(args.seq_of_token(t)) * args.rope.seq_stride;
   for (int d = static_cast<int>(threadIdx.x); d < half; d += kThreads) {
-    const float angle = static_cast<float>(position) * args.inv_freq(d);
-    sincosf(angle, &rotation[d].y, &rotation[d].x);
+    const float angle = static_cast<float>(position) * inv_freq[d];
+    float2 turn;  // (cos, sin)
+    sincosf(angle, &turn.y, &turn.x);
+    rotation[d] = make_float2(turn.x * args.rope.attention_factor, turn.y * args.rope.attention_factor);
   }
   __syncthreads();
 
@@ -103,7 +108,7 @@ void launch_append(const Exec& exec, const TensorRef& qkv, const Rope& rope, con
   const int rows = args.heads + 2 * args.kv_heads;
   args.qkv = TensorView<const T, 3>(static_cast<const T*>(qkv.data), qkv.shape[0], rows, args.head_dim);
   args.q_out = TensorView<T, 3>(static_cast<T*>(q_out.data), q_out.shape[0], args.heads, args.head_dim);
-  args.inv_freq = rope.inv_freq;
+  args.rope = rope;
   args.positions = batch.positions;
   args.seq_of_token = batch.seq_of_token;
   args.page_table = batch.page_table;

@@ -29,17 +29,27 @@ double reach(const float* x, int d, int head_dim) {
   return std::abs(static_cast<double>(x[d])) + std::abs(static_cast<double>(x[d < half ? d + half : d - half]));
 }
 
+// `own_frequencies`: each sequence has a row of them, and they are scaled differently.
 template <typename T>
-void check(const Case& c, const RaggedBatch& ragged, std::mt19937& random) {
+void check(const Case& c, const RaggedBatch& ragged, std::mt19937& random, bool own_frequencies = false,
+           float attention_factor = 1.0F) {
   const Stream stream(DeviceKind::kCuda);
   const Batch& batch = ragged.batch;
   const int columns = (c.heads + 2 * c.kv_heads) * c.head_dim;
   std::vector<float> qkv = random_floats(random, static_cast<std::size_t>(batch.tokens) * columns);
   round_to<T>(qkv);
-  std::vector<float> inv_freq(static_cast<std::size_t>(c.head_dim / 2));
-  for (std::size_t d = 0; d < inv_freq.size(); ++d) {
-    inv_freq[d] = static_cast<float>(std::pow(500000.0, -2.0 * static_cast<double>(d) / c.head_dim));
+  const int pairs = c.head_dim / 2;
+  std::vector<float> inv_freq;
+  for (int s = 0; s < (own_frequencies ? batch.seqs : 1); ++s) {
+    for (int d = 0; d < pairs; ++d) {
+      inv_freq.push_back(static_cast<float>(std::pow(500000.0, -2.0 * d / c.head_dim) / (s + 1)));
+    }
   }
+  const auto rope_at = [&](const float* frequencies) {
+    return Rope{.inv_freq = TensorView<const float, 1>(frequencies, inv_freq.size()),
+                .seq_stride = own_frequencies ? pairs : 0,
+                .attention_factor = attention_factor};
+  };
   PagedTensor k(ragged.pages, c.kv_heads, c.page_tokens, c.head_dim);
   PagedTensor v(ragged.pages, c.kv_heads, c.page_tokens, c.head_dim);
   const std::size_t q_count = static_cast<std::size_t>(batch.tokens) * c.heads * c.head_dim;
@@ -57,25 +67,25 @@ void check(const Case& c, const RaggedBatch& ragged, std::mt19937& random) {
     return buffer.ref(dtype, ragged.pages, c.kv_heads, c.page_tokens, c.head_dim);
   };
   append_kv(stream.exec(), device_qkv.ref(dtype, batch.tokens, columns),
-            {device_freq.view<const float>(c.head_dim / 2)}, device.batch, {tiles(device_k), tiles(device_v)},
+            rope_at(static_cast<const float*>(device_freq.data())), device.batch, {tiles(device_k), tiles(device_v)},
             device_q.ref(dtype, batch.tokens, c.heads * c.head_dim));
   const std::vector<float> got_q = download_floats<T>(stream, device_q, q_count + guard);
   const std::vector<float> got_k = download_floats<T>(stream, device_k, k.data.size());
   const std::vector<float> got_v = download_floats<T>(stream, device_v, v.data.size());
 
   std::vector<float> q(q_count, NAN);
-  cpu::append_kv(TensorView<const float, 2>(qkv.data(), batch.tokens, columns),
-                 {TensorView<const float, 1>(inv_freq.data(), c.head_dim / 2)}, batch, {k.ref(), v.ref()},
-                 TensorView<float, 2>(q.data(), batch.tokens, c.heads * c.head_dim));
+  cpu::append_kv(TensorView<const float, 2>(qkv.data(), batch.tokens, columns), rope_at(inv_freq.data()), batch,
+                 {k.ref(), v.ref()}, TensorView<float, 2>(q.data(), batch.tokens, c.heads * c.head_dim));
 
   // Angles are the same fp32 product. CUDA's sinf and cosf stay within 2 ulp (CUDA programming guide, "Mathematical
-  // functions"), which is 4 half ulps of a value up to 1, the CPU's within 1 ulp; each side then rounds its two
-  // products and their sum: 7 and 5 half ulps of the channel's reach. Rounding to T adds half an ulp of the result.
+  // functions"), which is 4 half ulps of a value up to 1, the CPU's within 1 ulp; each side then rounds the product
+  // with the attention factor, two more products and their sum: 8 and 6 half ulps of the channel's reach. Rounding to T
+  // adds half an ulp of the result.
   std::vector<float> found;
   std::vector<double> expected;
   std::vector<double> bound;
   const auto expect = [&](float value, float truth, const float* x, int d) {
-    const double fp32 = 12 * kRoundF32 * reach(x, d, c.head_dim);
+    const double fp32 = 14 * attention_factor * kRoundF32 * reach(x, d, c.head_dim);
     found.push_back(value);
     expected.push_back(truth);
     bound.push_back(fp32 + kRound<T> * (std::abs(static_cast<double>(truth)) + fp32) + kRoundSubnormal<T>);
@@ -131,6 +141,16 @@ TYPED_TEST(AppendCuda, DecodeStep) {
     const RaggedBatch ragged(random, Phase::kDecode, {1, 16, 17, 1000, 64, 5000}, {1, 1, 1, 1, 1, 1}, c.page_tokens);
     check<TypeParam>(c, ragged, random);
   }
+}
+
+TYPED_TEST(AppendCuda, FrequenciesOfEachSequenceAndAnAttentionFactor) {
+  VESPER_NEEDS_GPU();
+  std::mt19937 random(4);
+  const RaggedBatch prefill(random, Phase::kPrefill, {40, 1, 70}, {40, 1, 33}, 16);
+  check<TypeParam>({4, 2, 64, 16}, prefill, random, true, 1.2772589F);
+  const RaggedBatch decode(random, Phase::kDecode, {17, 1000, 64}, {1, 1, 1}, 16);
+  check<TypeParam>({32, 8, 128, 16}, decode, random, true);
+  check<TypeParam>({32, 8, 128, 16}, decode, random, false, 0.75F);
 }
 
 // Angles beyond 105615 take sincosf's slow path of argument reduction.

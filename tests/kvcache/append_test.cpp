@@ -15,37 +15,44 @@ namespace vesper {
 namespace {
 
 // Channel d of rotate(x) in double precision at the contract's fp32 angle, and the bound of an fp32 rotation: sine and
-// cosine within one ulp (two half-ulps), two products, one sum.
+// cosine within one ulp (two half-ulps), their product with the attention factor, two products, one sum.
 struct Rotated {
   double value = 0.0;
   double bound = 0.0;
 };
 
-Rotated rotate(const float* x, int d, int head_dim, int position, const std::vector<float>& inv_freq) {
+Rotated rotate(const float* x, int d, int head_dim, int position, const float* inv_freq, float factor) {
   const int half = head_dim / 2;
   const int pair = d % half;
-  const double angle = static_cast<float>(position) * inv_freq[static_cast<std::size_t>(pair)];
+  const double angle = static_cast<float>(position) * inv_freq[pair];
   const double along = x[d] * std::cos(angle);
   const double across = d < half ? -x[d + half] * std::sin(angle) : x[d - half] * std::sin(angle);
-  return {along + across, 4.5 * kRoundF32 * (std::abs(along) + std::abs(across))};
+  return {factor * (along + across), 5.5 * factor * kRoundF32 * (std::abs(along) + std::abs(across))};
 }
 
 struct Case {
   int heads, kv_heads, head_dim, page_tokens;
 };
 
-void check(const Case& c, const RaggedBatch& ragged, std::mt19937& random) {
+// `own_frequencies`: each sequence has a row of them, and they are scaled differently.
+void check(const Case& c, const RaggedBatch& ragged, std::mt19937& random, bool own_frequencies = false,
+           float attention_factor = 1.0F) {
   const Batch& batch = ragged.batch;
   const int columns = (c.heads + 2 * c.kv_heads) * c.head_dim;
   std::vector<float> qkv = random_floats(random, static_cast<std::size_t>(batch.tokens * columns));
-  std::vector<float> inv_freq(static_cast<std::size_t>(c.head_dim / 2));
-  for (std::size_t d = 0; d < inv_freq.size(); ++d) {
-    inv_freq[d] = static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(d) / c.head_dim));
+  const int pairs = c.head_dim / 2;
+  std::vector<float> inv_freq;
+  for (int s = 0; s < (own_frequencies ? batch.seqs : 1); ++s) {
+    for (int d = 0; d < pairs; ++d) {
+      inv_freq.push_back(static_cast<float>(std::pow(10000.0, -2.0 * d / c.head_dim) / (s + 1)));
+    }
   }
   PagedTensor k(ragged.pages, c.kv_heads, c.page_tokens, c.head_dim);
   PagedTensor v(ragged.pages, c.kv_heads, c.page_tokens, c.head_dim);
   std::vector<float> q(static_cast<std::size_t>(batch.tokens * c.heads * c.head_dim));
-  const Rope rope{TensorView<const float, 1>(inv_freq.data(), c.head_dim / 2)};
+  const Rope rope{.inv_freq = TensorView<const float, 1>(inv_freq.data(), inv_freq.size()),
+                  .seq_stride = own_frequencies ? pairs : 0,
+                  .attention_factor = attention_factor};
   cpu::append_kv(TensorView<const float, 2>(qkv.data(), batch.tokens, columns), rope, batch, {k.ref(), v.ref()},
                  TensorView<float, 2>(q.data(), batch.tokens, c.heads * c.head_dim));
 
@@ -58,7 +65,8 @@ void check(const Case& c, const RaggedBatch& ragged, std::mt19937& random) {
     const int position = batch.positions(t);
     const float* row = qkv.data() + static_cast<std::ptrdiff_t>(t) * columns;
     const auto expect = [&](float value, const float* x, int d) {
-      const Rotated rotated = rotate(x, d, c.head_dim, position, inv_freq);
+      const Rotated rotated =
+          rotate(x, d, c.head_dim, position, inv_freq.data() + s * rope.seq_stride, attention_factor);
       found.push_back(value);
       expected.push_back(rotated.value);
       bound.push_back(rotated.bound);
@@ -110,6 +118,15 @@ TEST(AppendCpu, FarPosition) {
   std::mt19937 random(3);
   const RaggedBatch ragged(random, Phase::kDecode, {131072}, {1}, 16);
   check({2, 1, 64, 16}, ragged, random);
+}
+
+TEST(AppendCpu, FrequenciesOfEachSequenceAndAnAttentionFactor) {
+  std::mt19937 random(4);
+  const RaggedBatch prefill(random, Phase::kPrefill, {40, 1, 70}, {40, 1, 33}, 16);
+  check({4, 2, 64, 16}, prefill, random, true, 1.2772589F);
+  const RaggedBatch decode(random, Phase::kDecode, {17, 1000, 64}, {1, 1, 1}, 16);
+  check({4, 2, 64, 16}, decode, random, true);
+  check({4, 2, 64, 16}, decode, random, false, 0.75F);
 }
 
 TEST(TileOffset, IsAPermutationOfTheTile) {
