@@ -63,7 +63,8 @@ nlohmann::json as_json(const ModelConfig& config, const std::string& tokenizer, 
                        {"head_dim", config.head_dim},
                        {"ffn", config.ffn},
                        {"vocab", config.vocab},
-                       {"rope_theta", config.rope_theta},
+                       {"rope_theta", config.rope.theta},
+                       {"rope", describe(config.rope)},
                        {"max_positions", config.max_positions},
                        {"tied_embeddings", config.tied_embeddings},
                        {"parameters", config.parameters()}};
@@ -98,8 +99,8 @@ int run_info(const InfoOptions& options) {
   fmt::print("model       {}: {} layers, hidden {}, {} heads, {} KV heads, head_dim {}, ffn {}, vocab {}{}\n",
              config.architecture, config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim,
              config.ffn, config.vocab, config.tied_embeddings ? ", tied embeddings" : "");
-  fmt::print("            {:.2f} M parameters, {} positions, rope theta {}\n",
-             static_cast<double>(config.parameters()) / 1e6, config.max_positions, config.rope_theta);
+  fmt::print("            {:.2f} M parameters, {} positions, rope {}\n", static_cast<double>(config.parameters()) / 1e6,
+             config.max_positions, describe(config.rope));
   fmt::print("tokenizer   {}\n", tokenizer.empty() ? "none: prompts are token ids" : tokenizer);
   for (const AttentionLine& line : lines) {
     fmt::print(

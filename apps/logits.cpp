@@ -53,6 +53,7 @@ int run_logits(const LogitsOptions& options) {
   if (!engine.reserve(sequence, tokens)) fail({"reserving KV pages", "too few", "one context of them", ""});
   std::vector<float> logits(static_cast<std::size_t>(tokens) * static_cast<std::size_t>(engine.config().vocab));
   const int prefilled = tokens - std::min(tokens, options.decode_last);
+  sequence.prompt_length = prefilled;
   ProgressLine progress("logits", ProgressUnit::kTokens);
   for (int at = 0; at < tokens;) {
     const int count = at < prefilled ? std::min(options.model.prefill_chunk, prefilled - at) : 1;

@@ -72,6 +72,7 @@ std::vector<CompareResult> compare_attention(Engine& engine, int arms, const Tok
     }
   };
   reserve();
+  sequence.prompt_length = prefilled;
   for (int at = 0; at < prefilled;) {
     const int count = std::min(engine.memory().limits.prefill_chunk, prefilled - at);
     engine.prefill(sequence, ids.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)));

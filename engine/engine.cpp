@@ -42,6 +42,16 @@ std::vector<AttentionConfig> parse_arms(const EngineOptions& options, const Mode
   return arms;
 }
 
+// Tokens that each sequence of a step will hold, or the whole prompt that the step is a part of.
+std::vector<int> lengths_after(std::span<const StepEntry> entries) {
+  std::vector<int> lengths;
+  lengths.reserve(entries.size());
+  for (const auto& [sequence, ids] : entries) {
+    lengths.push_back(std::max(sequence->length + static_cast<int>(ids.size()), sequence->prompt_length));
+  }
+  return lengths;
+}
+
 }  // namespace
 
 bool is_synthetic(const std::string& model) {
@@ -83,7 +93,7 @@ Engine::Engine(const std::string& model, const EngineOptions& options, const Pro
   } else if (options.limits.max_context == 0) {
     spdlog::info("--max-context is {}: the model's maximum", limits.max_context);
   } else if (limits.max_context > config_.max_positions) {
-    spdlog::warn("--max-context {} is more than the {} positions that the model was trained on", limits.max_context,
+    spdlog::warn("--max-context {} is more than the {} positions of the model's config.json", limits.max_context,
                  config_.max_positions);
   }
 
@@ -103,7 +113,7 @@ Engine::Engine(const std::string& model, const EngineOptions& options, const Pro
   for (const AttentionConfig& arm : arms_) {
     attention_.push_back(std::make_unique<ModelAttention>(arm, attention_limits_, exec));
   }
-  decoder_ = std::make_unique<Decoder>(config_, weights_, *cache_, chunk, exec);
+  decoder_ = std::make_unique<Decoder>(config_, weights_, *cache_, chunk, limits.max_seqs, exec);
   inputs_ = std::make_unique<StepInputs>(chunk, limits.max_seqs, cache_->pages_for(limits.max_context),
                                          limits.max_context, limits.device);
   logits_ =
@@ -124,6 +134,7 @@ Batch Engine::prepare_step(Phase phase, std::span<const StepEntry> entries) {
     check_token_ids(config_, entry.ids, "feeding token ids");
   }
   stream_.synchronize();  // the arrays of the step before may still be on their way
+  decoder_->place(stream_.exec(), lengths_after(entries));
   const Batch batch = inputs_->prepare(stream_.exec(), phase, entries);
   attention_[arm_]->plan(batch);
   return batch;

@@ -63,7 +63,8 @@ class Engine {
   void truncate(CachedSequence& sequence, int length) { cache_->truncate(sequence, length); }
 
   // One prefill step: `ids` (at most prefill_chunk of them) follow what the sequence holds. Ids must lie in the
-  // vocabulary (an input error otherwise) and pages must be reserved.
+  // vocabulary (an input error otherwise) and pages must be reserved. A prompt that takes several steps says its end in
+  // sequence.prompt_length before the first, since dynamic rotary frequencies follow the whole of it.
   void prefill(CachedSequence& sequence, std::span<const std::int32_t> ids);
   // One decode step: one new token for each sequence, through every layer's own attention.
   void decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids);

@@ -103,6 +103,7 @@ std::vector<TokenIds> cut_windows(const TokenIds& ids, const WindowCut& cut, con
 void prefill_in_chunks(Engine& engine, CachedSequence& sequence, std::span<const std::int32_t> ids,
                        const std::function<void(int tokens)>& on_step) {
   const auto chunk = static_cast<std::size_t>(engine.memory().limits.prefill_chunk);
+  sequence.prompt_length = sequence.length + static_cast<int>(ids.size());
   for (std::size_t at = 0; at < ids.size();) {
     const std::size_t count = std::min(chunk, ids.size() - at);
     engine.prefill(sequence, ids.subspan(at, count));

@@ -95,6 +95,7 @@ class Generation {
     const std::size_t prefilled =
         prompt.size() - std::min(prompt.size(), static_cast<std::size_t>(std::max(0, request.decode_last)));
     const Clock::time_point begin = Clock::now();
+    running.sequence.prompt_length = static_cast<int>(prefilled);
     std::int32_t last_row = 0;
     for (std::size_t at = 0; at < prompt.size();) {
       if (interrupted()) return finish(running, FinishReason::kInterrupted);

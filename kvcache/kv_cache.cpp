@@ -84,6 +84,7 @@ bool KvCache::reserve(CachedSequence& sequence, int tokens) {
 void KvCache::truncate(CachedSequence& sequence, int length) {
   assert(length >= 0 && length <= sequence.length);
   sequence.length = length;
+  sequence.prompt_length = std::min(sequence.prompt_length, length);
   while (static_cast<int>(sequence.pages.size()) > pages_for(length)) {
     free_.push_back(sequence.pages.back());
     sequence.pages.pop_back();

@@ -16,6 +16,7 @@ namespace vesper {
 struct CachedSequence {
   std::vector<std::int32_t> pages;
   int length = 0;
+  int prompt_length = 0;  // tokens that it holds once the prompt whose steps are under way is stored; 0: none announced
   std::int32_t request = 0;  // number of the request it serves: part of the key of its random draws
 };
 

@@ -1,10 +1,7 @@
 #include "models/decoder.h"
 
 #include <array>
-#include <cmath>
-#include <vector>
 
-#include "engine/core/stream.h"
 #include "models/norm.h"
 #include "models/rows.h"
 
@@ -33,21 +30,6 @@ std::int64_t slot_bytes(std::int64_t columns, DType dtype, int max_tokens) {
   return (columns * max_tokens * dtype_bytes(dtype) + 255) / 256 * 256;
 }
 
-// Angle a position of channel pair d: theta^(-2d / head_dim), computed in fp32 as transformers does, so that long
-// positions turn by the same angle.
-Buffer rope_inv_freq(const ModelConfig& config, const Exec& exec) {
-  const int pairs = config.head_dim / 2;
-  std::vector<float> host(static_cast<std::size_t>(pairs));
-  for (int d = 0; d < pairs; ++d) {
-    const float exponent = static_cast<float>(2 * d) / static_cast<float>(config.head_dim);
-    host[static_cast<std::size_t>(d)] = 1.0F / std::pow(static_cast<float>(config.rope_theta), exponent);
-  }
-  const std::int64_t bytes = std::int64_t{pairs} * dtype_bytes(DType::kF32);
-  Buffer device(exec.on_cuda() ? Memory::kDevice : Memory::kHost, bytes, "the rotary frequencies");
-  copy_bytes(exec, device.data(), host.data(), bytes);
-  return device;
-}
-
 }  // namespace
 
 std::int64_t Decoder::activation_bytes(const ModelConfig& config, DType dtype, int max_tokens) {
@@ -56,14 +38,14 @@ std::int64_t Decoder::activation_bytes(const ModelConfig& config, DType dtype, i
   return total;
 }
 
-Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, int max_tokens,
+Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, int max_tokens, int max_seqs,
                  const Exec& exec)
     : config_(config),
       weights_(weights),
       cache_(cache),
       max_tokens_(max_tokens),
       dtype_(cache.shape().dtype),
-      inv_freq_(rope_inv_freq(config, exec)),
+      rope_table_(config.rope, config.head_dim, max_seqs, exec),
       activations_(exec.on_cuda() ? Memory::kDevice : Memory::kHost, activation_bytes(config, dtype_, max_tokens),
                    "the activations of a step"),
       linear_(exec.device) {}
@@ -86,7 +68,7 @@ void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& 
   const TensorRef gate_up = activation(kGateUp, batch.tokens);
   const TensorRef activated = activation(kActivated, batch.tokens);
   const TensorRef partial = activation(kPartial, batch.tokens);
-  const Rope rope{.inv_freq = inv_freq_.view<const float>(config_.head_dim / 2)};
+  const Rope rope = rope_table_.rope();
 
   gather_rows(exec, weights_.embedding, batch.ids, residual);
   rms_norm(exec, residual, weights_.layers[0].attention_norm, config_.rms_eps, normed);

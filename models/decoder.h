@@ -2,11 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "attention/attention.h"
 #include "engine/core/buffer.h"
-#include "kvcache/append.h"
 #include "kvcache/kv_cache.h"
+#include "models/rope_table.h"
 #include "models/weights.h"
 
 namespace vesper {
@@ -19,7 +20,12 @@ class Decoder {
   // Device memory that the activations of a step of up to `max_tokens` query tokens take.
   static std::int64_t activation_bytes(const ModelConfig& config, DType dtype, int max_tokens);
 
-  Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, int max_tokens, const Exec& exec);
+  Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache& cache, int max_tokens, int max_seqs,
+          const Exec& exec);
+
+  // Before each step, outside of any capture: the rotary frequencies of its sequences (models/rope_table.h).
+  //   lengths [seqs]: tokens that a sequence will hold after the step, or all of the prompt that the step is a part of
+  void place(const Exec& exec, std::span<const int> lengths) { rope_table_.update(exec, lengths); }
 
   // Runs the step, for which `attention` is planned: appends K and V of its tokens to the cache and leaves the final
   // hidden states of all of them.
@@ -39,7 +45,7 @@ class Decoder {
   KvCache& cache_;
   int max_tokens_;
   DType dtype_;
-  Buffer inv_freq_;
+  RopeTable rope_table_;
   Buffer activations_;
   LinearContext linear_;
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/core/dtype.h"
+#include "models/rope.h"
 
 namespace vesper {
 
@@ -21,8 +22,8 @@ struct ModelConfig {
   int ffn = 0;
   int vocab = 0;
   float rms_eps = 0.0F;
-  double rope_theta = 0.0;
-  int max_positions = 0;
+  RopeConfig rope;
+  int max_positions = 0;  // max_position_embeddings as it stands: no factor of a scaling enters
   bool tied_embeddings = false;
   DType dtype = DType::kBf16;  // torch_dtype; the weights' own dtypes are read from the files
   int bos_id = -1;             // -1: none
@@ -34,9 +35,9 @@ struct ModelConfig {
   [[nodiscard]] std::int64_t parameters() const;
 };
 
-// Reads a config.json. Absent keys take Hugging Face's LlamaConfig defaults; unknown keys are ignored, as there; what
-// changes the mathematics and is not supported (rope_scaling, biases, another activation or architecture) is refused
-// by name. `source` names the document in messages. Throws input errors.
+// Reads a config.json. Absent keys take the family's defaults in transformers (models/families.h); unknown keys are
+// ignored, as there; what changes the mathematics and is not supported (a sliding window, biases, another activation or
+// architecture) is refused by name. `source` names the document in messages. Throws input errors.
 ModelConfig parse_model_config(const nlohmann::json& document, const std::string& source);
 
 // FOLDER/config.json.

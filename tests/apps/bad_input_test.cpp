@@ -151,8 +151,8 @@ TEST_F(BadModel, HeadsThatDoNotDivideAndWhatIsNotSupported) {
   const std::string config = folder_ / "config.json";
   write_config({{"num_key_value_heads", 3}});
   expect_names(refusal_of_model(), {config, "num_key_value_heads", "4", "3"});
-  write_config({{"rope_scaling", {{"rope_type", "llama3"}}}});
-  expect_names(refusal_of_model(), {config, "rope_scaling"});
+  write_config({{"rope_scaling", {{"rope_type", "longrope"}}}});
+  expect_names(refusal_of_model(), {config, "rope_scaling", "longrope", "default, linear, dynamic, llama3, yarn"});
   write_config({{"architectures", {"MixtralForCausalLM"}}});
   expect_names(refusal_of_model(), {config, "MixtralForCausalLM", "LlamaForCausalLM"});
 }

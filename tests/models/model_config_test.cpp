@@ -1,5 +1,6 @@
 #include "models/model_config.h"
 
+#include <cmath>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
@@ -35,7 +36,7 @@ TEST(ModelConfig, AbsentKeysTakeHuggingFacesDefaults) {
   EXPECT_EQ(config.ffn, 11008);
   EXPECT_EQ(config.vocab, 32000);
   EXPECT_EQ(config.rms_eps, 1e-6F);
-  EXPECT_EQ(config.rope_theta, 10000.0);
+  EXPECT_EQ(config.rope.theta, 10000.0);
   EXPECT_EQ(config.max_positions, 2048);
   EXPECT_FALSE(config.tied_embeddings);
   EXPECT_EQ(config.dtype, DType::kF32);
@@ -51,7 +52,7 @@ TEST(ModelConfig, ReadsBothGenerationsOfKeys) {
       "attention_bias":false,"mlp_bias":false,"quantization_config":null,"rms_norm_eps":1e-05})");
   EXPECT_EQ(old.q_rows(), 384);
   EXPECT_EQ(old.kv_rows(), 128);
-  EXPECT_EQ(old.rope_theta, 500000.0);
+  EXPECT_EQ(old.rope.theta, 500000.0);
   EXPECT_EQ(old.dtype, DType::kF16);
   EXPECT_EQ(old.eos_ids, (std::vector<int>{5, 7}));
   EXPECT_EQ(old.bos_id, -1);
@@ -61,30 +62,87 @@ TEST(ModelConfig, ReadsBothGenerationsOfKeys) {
   const ModelConfig recent = parse(R"({"model_type":"llama","dtype":"bfloat16","head_dim":null,"eos_token_id":null,
       "rope_parameters":{"rope_type":"default","rope_theta":1000000.0},"num_key_value_heads":null})");
   EXPECT_EQ(recent.architecture, "LlamaForCausalLM");
-  EXPECT_EQ(recent.rope_theta, 1e6);
+  EXPECT_EQ(recent.rope.theta, 1e6);
   EXPECT_EQ(recent.dtype, DType::kBf16);
   EXPECT_EQ(recent.head_dim, 128);
   EXPECT_EQ(recent.kv_heads, 32);
   EXPECT_TRUE(recent.eos_ids.empty());
 }
 
+TEST(ModelConfig, MistralsAbsentKeysTakeMistralsDefaults) {
+  const ModelConfig config = parse(R"({"architectures":["MistralForCausalLM"],"sliding_window":null})");
+  EXPECT_EQ(config.architecture, "MistralForCausalLM");
+  EXPECT_EQ(config.kv_heads, 8);
+  EXPECT_EQ(config.ffn, 14336);
+  EXPECT_EQ(config.max_positions, 131072);
+  EXPECT_EQ(config.rms_eps, 1e-6F);
+  EXPECT_EQ(config.rope.theta, 10000.0);
+  EXPECT_EQ(config.parameters(), 7'241'732'096);  // Mistral 7B v0.1
+  // As many KV heads as heads where the key is null, as in transformers; biases are no keys of this family.
+  const ModelConfig null = parse(R"({"model_type":"mistral","sliding_window":null,"num_key_value_heads":null,
+      "attention_bias":true})");
+  EXPECT_EQ(null.architecture, "MistralForCausalLM");
+  EXPECT_EQ(null.kv_heads, 32);
+}
+
+TEST(ModelConfig, RefusesAWindowThatHidesKeys) {
+  const auto mistral = [](const std::string& members) {
+    return parse(R"({"architectures":["MistralForCausalLM"],)" + members + "}");
+  };
+  expect_names(refusal([&] { (void)mistral(R"("sliding_window":4096,"max_position_embeddings":32768)"); }),
+               {"c/config.json", "sliding_window", "4096", "null", "not supported"});
+  // Absent it is 4096 in MistralConfig, which matters to longer contexts only.
+  expect_names(refusal([&] { (void)mistral(R"("max_position_embeddings":4097)"); }),
+               {"c/config.json", "sliding_window", "no such key", "4096", "4097 positions", "null"});
+  EXPECT_EQ(mistral(R"("max_position_embeddings":4096)").max_positions, 4096);
+  // LlamaConfig knows no windows.
+  EXPECT_EQ(parse(R"({"model_type":"llama","sliding_window":4096})").layers, 32);
+}
+
 TEST(ModelConfig, RefusesAnotherArchitectureAndListsTheKnown) {
-  expect_names(refusal([] { (void)parse(R"({"architectures":["MistralForCausalLM"]})"); }),
-               {"c/config.json", "\"MistralForCausalLM\"", "one of: LlamaForCausalLM"});
-  expect_names(refusal([] { (void)parse(R"({"model_type":"qwen2"})"); }), {"\"qwen2\"", "one of: LlamaForCausalLM"});
-  expect_names(refusal([] { (void)parse("{}"); }), {"architectures", "one of: LlamaForCausalLM"});
+  const char* known = "one of: LlamaForCausalLM, MistralForCausalLM";
+  expect_names(refusal([] { (void)parse(R"({"architectures":["MixtralForCausalLM"]})"); }),
+               {"c/config.json", "\"MixtralForCausalLM\"", known});
+  expect_names(refusal([] { (void)parse(R"({"model_type":"qwen2"})"); }), {"\"qwen2\"", known});
+  expect_names(refusal([] { (void)parse("{}"); }), {"architectures", known});
   expect_names(refusal([] { (void)parse(R"({"architectures":"LlamaForCausalLM"})"); }), {"architectures", "a list"});
   expect_names(refusal([] { (void)parse("[]"); }), {"c/config.json", "array", "an object"});
 }
 
+// Keys and values as published folders have them, among many that mean nothing here.
+TEST(ModelConfig, ReadsConfigsAsPublished) {
+  const ModelConfig llama = parse(R"({"_name_or_path":"x","architectures":["LlamaForCausalLM"],"attention_bias":false,
+      "attention_dropout":0.0,"bos_token_id":128000,"eos_token_id":[128001,128008,128009],"head_dim":64,
+      "hidden_act":"silu","hidden_size":2048,"initializer_range":0.02,"intermediate_size":8192,
+      "max_position_embeddings":131072,"mlp_bias":false,"model_type":"llama","num_attention_heads":32,
+      "num_hidden_layers":16,"num_key_value_heads":8,"pretraining_tp":1,"rms_norm_eps":1e-05,
+      "rope_scaling":{"factor":32.0,"high_freq_factor":4.0,"low_freq_factor":1.0,
+      "original_max_position_embeddings":8192,"rope_type":"llama3"},"rope_theta":500000.0,"tie_word_embeddings":true,
+      "torch_dtype":"bfloat16","transformers_version":"4.45.0.dev0","use_cache":true,"vocab_size":128256})");
+  EXPECT_EQ(llama.eos_ids, (std::vector<int>{128001, 128008, 128009}));
+  EXPECT_EQ(llama.rope.kind, RopeKind::kLlama3);
+  EXPECT_EQ(llama.rope.original_positions, 8192);
+  EXPECT_EQ(llama.max_positions, 131072);
+  EXPECT_TRUE(llama.tied_embeddings);
+  EXPECT_EQ(llama.parameters(), 1'235'814'400);
+
+  const ModelConfig yarn = parse(R"({"_name_or_path":"x","architectures":["LlamaForCausalLM"],
+      "auto_map":{"AutoModelForCausalLM":"modeling_llama_together_yarn.LlamaForCausalLM"},"bos_token_id":1,
+      "eos_token_id":2,"hidden_size":4096,"max_position_embeddings":65536,"model_type":"llama","pad_token_id":0,
+      "rms_norm_eps":1e-05,"rope_scaling":{"factor":16.0,"original_max_position_embeddings":4096,"type":"yarn",
+      "finetuned":true},"tie_word_embeddings":false,"torch_dtype":"bfloat16","use_cache":true,"vocab_size":32000})");
+  EXPECT_EQ(yarn.rope.kind, RopeKind::kYarn);
+  EXPECT_EQ(yarn.max_positions, 65536);
+  EXPECT_DOUBLE_EQ(yarn.rope.attention_factor, 0.1 * std::log(16.0) + 1.0);
+
+  const ModelConfig mistral = parse(R"({"architectures":["MistralForCausalLM"],"attention_dropout":0.0,"head_dim":128,
+      "max_position_embeddings":32768,"model_type":"mistral","num_key_value_heads":8,"rms_norm_eps":1e-05,
+      "rope_theta":1000000.0,"sliding_window":null,"torch_dtype":"bfloat16","vocab_size":32768})");
+  EXPECT_EQ(mistral.rope.theta, 1e6);
+  EXPECT_EQ(mistral.vocab, 32768);
+}
+
 TEST(ModelConfig, RefusesByNameWhatIsNotSupported) {
-  expect_names(refusal_with(R"("rope_scaling":{"rope_type":"llama3","factor":8.0})"), {"rope_scaling", "llama3"});
-  expect_names(refusal_with(R"("rope_scaling":{"type":"linear","factor":2.0})"), {"rope_scaling", "linear"});
-  expect_names(refusal_with(R"("rope_scaling":{"factor":2.0})"), {"rope_scaling", "null"});
-  expect_names(refusal_with(R"("rope_scaling":2)"), {"rope_scaling", "an object or null"});
-  expect_names(refusal_with(R"("rope_parameters":{"rope_type":"yarn","rope_theta":1e4})"), {"rope_parameters", "yarn"});
-  expect_names(refusal_with(R"("rope_parameters":{"partial_rotary_factor":0.5})"), {"partial_rotary_factor", "0.5"});
-  expect_names(refusal_with(R"("partial_rotary_factor":0.5)"), {"partial_rotary_factor", "0.5"});
   expect_names(refusal_with(R"("attention_bias":true)"), {"attention_bias", "true", "biases"});
   expect_names(refusal_with(R"("mlp_bias":true)"), {"mlp_bias", "true", "biases"});
   expect_names(refusal_with(R"("hidden_act":"gelu")"), {"hidden_act", "gelu", "silu"});
@@ -105,7 +163,6 @@ TEST(ModelConfig, RefusesWrongTypesAndRanges) {
     expect_names(refusal_with(std::string("\"rms_norm_eps\":").append(value)), {"rms_norm_eps", "a number above 0"});
   }
   expect_names(refusal_with(R"("rope_theta":0)"), {"rope_theta", "a number above 0"});
-  expect_names(refusal_with(R"("rope_parameters":{"rope_theta":"x"})"), {"rope_parameters", "rope_theta", "\"x\""});
   expect_names(refusal_with(R"("tie_word_embeddings":1)"), {"tie_word_embeddings", "true or false"});
   expect_names(refusal_with(R"("vocab_size":100,"eos_token_id":100)"), {"eos_token_id", "100", "from 0 to 99"});
   expect_names(refusal_with(R"("eos_token_id":[2,"x"])"), {"eos_token_id", "\"x\""});
