@@ -2,11 +2,14 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "engine/core/json.h"
 #include "models/weight_table.h"
 #include "tests/models/files.h"
+#include "tests/source_dir.h"
 
 namespace vesper {
 namespace {
@@ -187,19 +190,59 @@ TEST(ModelConfig, NamesAFolderWithoutAConfig) {
   expect_names(refusal([&] { (void)load_model_config(folder / "config.json"); }), {"no folder"});
 }
 
-TEST(SyntheticModels, HaveTheirPublishedSizes) {
-  EXPECT_EQ(synthetic_model_config("llama-2-7b").parameters(), 6'738'415'616);
-  EXPECT_EQ(synthetic_model_config("llama-3.1-8b").parameters(), 8'030'261'248);
-  EXPECT_EQ(synthetic_model_config("llama-3.2-1b").parameters(), 1'235'814'400);
+TEST(SyntheticModels, HaveTheirPublishedSizesAndPositions) {
+  struct Shape {
+    const char* name;
+    std::int64_t parameters;
+    int max_positions;
+    const char* rope;
+  };
+  for (const Shape& shape : {
+           Shape{"llama-2-7b", 6'738'415'616, 4096, "theta 10000"},
+           Shape{"llama-3.1-8b", 8'030'261'248, 131072, "theta 500000, llama3 x 8 beyond 8192"},
+           Shape{"llama-3.2-1b", 1'235'814'400, 131072, "theta 500000, llama3 x 32 beyond 8192"},
+           Shape{"llama-3.2-3b", 3'212'749'824, 131072, "theta 500000, llama3 x 32 beyond 8192"},
+           Shape{"deepseek-r1-distill-llama-8b", 8'030'261'248, 131072, "theta 500000, llama3 x 8 beyond 8192"},
+           Shape{"mistral-7b-v0.3", 7'248'023'552, 32768, "theta 1000000"},
+           Shape{"yarn-llama-2-7b-64k", 6'738'415'616, 65536, "theta 10000, yarn x 16 beyond 4096"},
+           Shape{"yarn-llama-2-7b-128k", 6'738'415'616, 131072, "theta 10000, yarn x 32 beyond 4096"},
+       }) {
+    const ModelConfig config = synthetic_model_config(shape.name);
+    EXPECT_EQ(config.parameters(), shape.parameters) << shape.name;
+    EXPECT_EQ(config.max_positions, shape.max_positions) << shape.name;
+    EXPECT_EQ(describe(config.rope), shape.rope) << shape.name;
+  }
   const ModelConfig tiny = synthetic_model_config("tiny");
   EXPECT_EQ(tiny.heads / tiny.kv_heads, 2);
   EXPECT_EQ(tiny.head_dim, 64);
 }
 
+// A misspelt key would silently mean a default, as it does in transformers: our own files may have known keys only.
+TEST(SyntheticModels, HaveNoKeyThatIsNotRead) {
+  const std::set<std::string> known = {
+      "architectures",       "model_type",   "hidden_size",  "intermediate_size", "num_hidden_layers",
+      "num_attention_heads", "head_dim",     "vocab_size",   "rms_norm_eps",      "num_key_value_heads",
+      "rope_theta",          "rope_scaling", "torch_dtype",  "sliding_window",    "max_position_embeddings",
+      "tie_word_embeddings", "bos_token_id", "eos_token_id", "hidden_act"};
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(source_dir() + "/configs/models")) {
+    const Json shape = read_json_file(entry.path().string());
+    for (const auto& [key, value] : shape.items()) EXPECT_TRUE(known.contains(key)) << entry.path() << ": " << key;
+    for (const std::string& key : known) {
+      if (key == "rope_scaling" || key == "sliding_window") continue;
+      EXPECT_TRUE(shape.contains(key)) << entry.path() << " leaves " << key << " to a default";
+    }
+    ++files;
+  }
+  EXPECT_EQ(files, 9);
+}
+
 TEST(SyntheticModels, AnUnknownNameListsTheKnown) {
   for (const char* name : {"llama-9", "", "../models/tiny", "tiny.json"}) {
     expect_names(refusal([&] { (void)synthetic_model_config(name); }),
-                 {name, "one of: llama-2-7b, llama-3.1-8b, llama-3.2-1b, tiny"});
+                 {name,
+                  "one of: deepseek-r1-distill-llama-8b, llama-2-7b, llama-3.1-8b, llama-3.2-1b, llama-3.2-3b, "
+                  "mistral-7b-v0.3, tiny, yarn-llama-2-7b-128k, yarn-llama-2-7b-64k"});
   }
 }
 

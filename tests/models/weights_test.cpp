@@ -163,6 +163,18 @@ TEST_F(Weights, ComeFromShardsWhichMayBeSymbolicLinks) {
   expect_weights(load(tiny_.config), tiny_);
 }
 
+// Mistral's folders hold all weights twice, the second time under its own names; indices carry whatever they like.
+TEST_F(Weights, ComeFromShardsBesideFilesThatTheIndexDoesNotName) {
+  nlohmann::json index = tiny_.write_shards(folder_);
+  index["metadata"] = {{"total_size", "none"}, {"format", "pt"}, {"total_parameters", 7}, {"notes", {1, 2}}};
+  index["mlx"] = true;
+  TinyCheckpoint::write_index(folder_, index);
+  write_file(folder_ / "consolidated.safetensors", "not even a safetensors file");
+  write_file(folder_ / "params.json", "{}");
+  write_file(folder_ / "pytorch_model.bin", "pickled");
+  expect_weights(load(tiny_.config), tiny_);
+}
+
 TEST_F(Weights, OfATiedModelShareTheEmbedding) {
   ModelConfig config = TinyCheckpoint::shape();
   config.tied_embeddings = true;
