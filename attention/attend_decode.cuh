@@ -13,6 +13,7 @@
 
 #include "attention/attend_decode.h"
 #include "attention/mma.cuh"
+#include "engine/core/overlap.cuh"
 
 namespace vesper::cuda {
 

@@ -25,11 +25,14 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   extern __shared__ __align__(256) unsigned char shared[];  // one ring a warp
   const int kv_head = static_cast<int>(blockIdx.x);
   const auto s = blockIdx.z;
-  if (!args.lengths.contains(args.kv_len(s))) return;
+  if (!args.lengths.contains(args.kv_len(s))) return wait_for_previous();
   const int split_tokens = split_length(args.kv_len(s), args.splits, min_tokens, 1 << args.page_shift);
   const int begin = static_cast<int>(blockIdx.y) * split_tokens;
   const int end = min(begin + split_tokens, args.kv_len(s));
-  if (begin >= end && args.splits > 1) return leave_empty(args);
+  if (begin >= end && args.splits > 1) {
+    wait_for_previous();
+    return leave_empty(args);
+  }
 
   // Piece i of the split is tokens begin + 16 i ...; its page is read one piece ahead of its copy.
   const unsigned ring = shared_address(shared) + this_warp() * kRingBytes<kHeadDim>;
@@ -49,8 +52,11 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     next_page = page_of(next_token);
     next_slot = next_slot == kSlots - 1 ? 0 : next_slot + 1;
   };
+  // All keys but the newest are older than the kernel before this one, and so are the lengths and tables.
+  if (begin + (this_warp() + 1 + (kSlots - 2) * kDecodeWarps) * kPiece >= args.kv_len(s)) wait_for_previous();
 #pragma unroll
   for (int i = 0; i < kSlots - 1; ++i) copy_next();
+  wait_for_previous();
 
   unsigned q[kHeadDim / 16][4] = {};
   load_queries<T, kHeadDim, kHalves>(args, q);
@@ -67,6 +73,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     take_piece<T, kHeadDim, kHalves>(running, scores, piece, args.scale_log2);
     slot = slot == kSlots - 1 ? 0 : slot + 1;
   }
+  let_next_start();
   wait_copies<0>();
   __syncwarp();
   merge_warps<T, kHeadDim, kHalves>(args, running, reinterpret_cast<float*>(shared));
@@ -101,6 +108,8 @@ __global__ void __launch_bounds__(kDecodeThreads) merge_splits(const __grid_cons
   __shared__ float4 rows[kRowsAtOnce][kRowThreads];
   const auto h = blockIdx.x;
   const auto s = blockIdx.y;
+  let_next_start();
+  wait_for_previous();
   if (!args.lengths.contains(args.kv_len(s))) return;
   const int splits = static_cast<int>(args.partials.lse.shape(2));
   const float* lse = &args.partials.lse(s, h, 0);
@@ -144,7 +153,8 @@ void launch_decode(const Exec& exec, const AttentionShape& shape, const DecodeAr
          {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(args.splits),
                        static_cast<unsigned>(seqs)),
           .block = dim3(kDecodeThreads),
-          .shared_bytes = kDecodeWarps * kRingBytes<kHeadDim>},
+          .shared_bytes = kDecodeWarps * kRingBytes<kHeadDim>,
+          .overlap = true},
          exec.stream, args, min_tokens);
 }
 
@@ -152,7 +162,8 @@ template <typename T, int kHeadDim>
 void launch_merge(const Exec& exec, const MergeArgs<T>& args, int seqs) {
   launch("merge_splits", merge_splits<T, kHeadDim>,
          {.grid = dim3(static_cast<unsigned>(args.out.shape(1)), static_cast<unsigned>(seqs)),
-          .block = dim3(kDecodeThreads)},
+          .block = dim3(kDecodeThreads),
+          .overlap = true},
          exec.stream, args);
 }
 

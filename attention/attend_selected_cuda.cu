@@ -87,6 +87,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const DecodeArgs<T>& args = selected.decode;
   const int kv_head = static_cast<int>(blockIdx.x);
   const auto s = blockIdx.z;
+  wait_for_previous();
   const int kv_len = args.kv_len(s);
   if (!args.lengths.contains(kv_len)) return;
   const int entries = selected.count(s, kv_head);
@@ -164,6 +165,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     }
     slot = slot == kSlots - 1 ? 0 : slot + 1;
   }
+  let_next_start();
   wait_copies<0>();
   __syncwarp();
   merge_warps<T, kHeadDim, kHalves>(args, running, reinterpret_cast<float*>(shared));
@@ -177,7 +179,8 @@ void launch_selected(const Exec& exec, const AttentionShape& shape, const Select
          {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(args.decode.splits),
                        static_cast<unsigned>(seqs)),
           .block = dim3(kDecodeThreads),
-          .shared_bytes = kDecodeWarps * kRingBytes<kHeadDim>},
+          .shared_bytes = kDecodeWarps * kRingBytes<kHeadDim>,
+          .overlap = true},
          exec.stream, args);
 }
 

@@ -17,6 +17,7 @@
 #include "engine/core/launch.cuh"
 #include "engine/core/numeric.cuh"
 #include "kvcache/append.h"
+#include "kvcache/rotate.cuh"
 
 namespace vesper::cuda {
 namespace {
@@ -51,8 +52,8 @@ __device__ void rotate(uint4& low, uint4& high, const float2* rotation) {
     const float2 y = widen_pair<T>(high_pairs[i]);
     const float2 first = rotation[2 * i];  // (cos, sin)
     const float2 second = rotation[2 * i + 1];
-    low_pairs[i] = narrow_pair<T>(x.x * first.x - y.x * first.y, x.y * second.x - y.y * second.y);
-    high_pairs[i] = narrow_pair<T>(y.x * first.x + x.x * first.y, y.y * second.x + x.y * second.y);
+    low_pairs[i] = narrow_pair<T>(rotated_low(x.x, y.x, first), rotated_low(x.y, y.y, second));
+    high_pairs[i] = narrow_pair<T>(rotated_high(x.x, y.x, first), rotated_high(x.y, y.y, second));
   }
 }
 
@@ -62,13 +63,9 @@ __global__ void __launch_bounds__(kThreads) append(const __grid_constant__ Appen
   const std::int64_t t = blockIdx.x;
   const int half = args.head_dim / 2;
   const int position = args.positions(t);
-  const float* inv_freq = args.rope.inv_freq.data();
-  if (args.rope.seq_stride != 0) inv_freq += static_cast<std::int64_t>(args.seq_of_token(t)) * args.rope.seq_stride;
+  const int seq = args.seq_of_token(t);
   for (int d = static_cast<int>(threadIdx.x); d < half; d += kThreads) {
-    const float angle = static_cast<float>(position) * inv_freq[d];
-    float2 turn;  // (cos, sin)
-    sincosf(angle, &turn.y, &turn.x);
-    rotation[d] = make_float2(turn.x * args.rope.attention_factor, turn.y * args.rope.attention_factor);
+    rotation[d] = rotary_turn(args.rope, seq, position, d);
   }
   __syncthreads();
 
@@ -87,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) append(const __grid_constant__ Appen
     return;
   }
   const int line = position % args.page_tokens;
-  const int page = args.page_table(args.seq_of_token(t), position / args.page_tokens);
+  const int page = args.page_table(seq, position / args.page_tokens);
   const bool is_key = row < args.heads + args.kv_heads;
   const int g = row - args.heads - (is_key ? 0 : args.kv_heads);
   T* tile = &(is_key ? args.k : args.v)(page, g, 0, 0);

@@ -1,20 +1,23 @@
 #include "models/decoder.h"
 
 #include <array>
+#include <utility>
 
 #include "models/norm.h"
+#include "models/projections.h"
 #include "models/rows.h"
 
 namespace vesper {
 namespace {
 
 // The activations of a step, each a matrix of one row a token.
-enum Slot { kResidual, kNormed, kQkv, kQuery, kAttended, kGateUp, kActivated, kPartial, kSlots };
+enum Slot { kResidual, kNextResidual, kNormed, kQkv, kQuery, kAttended, kGateUp, kActivated, kPartial, kSlots };
 
 // Columns of each slot.
 std::array<std::int64_t, kSlots> slot_columns(const ModelConfig& config) {
   std::array<std::int64_t, kSlots> columns{};
   columns[kResidual] = config.hidden;
+  columns[kNextResidual] = config.hidden;
   columns[kNormed] = config.hidden;
   columns[kQkv] = config.q_rows() + 2 * config.kv_rows();
   columns[kQuery] = config.q_rows();
@@ -29,6 +32,20 @@ std::array<std::int64_t, kSlots> slot_columns(const ModelConfig& config) {
 std::int64_t slot_bytes(std::int64_t columns, DType dtype, int max_tokens) {
   return (columns * max_tokens * dtype_bytes(dtype) + 255) / 256 * 256;
 }
+
+// Two buffers by turns: whoever adds to the stream writes where nobody reads.
+struct ResidualStream {
+  TensorRef now;
+  TensorRef next;
+  TensorRef addend = {};  // none before the first block
+
+  // What the next half of a block begins with; from here on its sum is the stream.
+  BlockInput enter(const TensorRef& norm, float eps) {
+    const BlockInput input{.residual = now, .addend = addend, .sum = next, .weight = norm, .eps = eps};
+    if (addend.data != nullptr) std::swap(now, next);
+    return input;
+  }
+};
 
 }  // namespace
 
@@ -60,37 +77,35 @@ TensorRef Decoder::activation(int slot, std::int64_t rows) const {
 }
 
 void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& batch) {
-  const TensorRef residual = activation(kResidual, batch.tokens);
   const TensorRef normed = activation(kNormed, batch.tokens);
-  const TensorRef qkv = activation(kQkv, batch.tokens);
   const TensorRef query = activation(kQuery, batch.tokens);
   const TensorRef attended = activation(kAttended, batch.tokens);
-  const TensorRef gate_up = activation(kGateUp, batch.tokens);
   const TensorRef activated = activation(kActivated, batch.tokens);
   const TensorRef partial = activation(kPartial, batch.tokens);
+  const ProjectionScratch qkv{normed, activation(kQkv, batch.tokens)};
+  const ProjectionScratch gate_up{normed, activation(kGateUp, batch.tokens)};
   const Rope rope = rope_table_.rope();
+  ResidualStream stream{.now = activation(kResidual, batch.tokens), .next = activation(kNextResidual, batch.tokens)};
 
-  gather_rows(exec, weights_.embedding, batch.ids, residual);
-  rms_norm(exec, residual, weights_.layers[0].attention_norm, config_.rms_eps, normed);
+  gather_rows(exec, weights_.embedding, batch.ids, stream.now);
   for (int l = 0; l < config_.layers; ++l) {
     const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(l)];
-    const bool last = l + 1 == config_.layers;
-    const TensorRef& next_norm =
-        last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(l) + 1].attention_norm;
+    const LayerKv kv = cache_.layer(l);
 
-    linear(exec, linear_, normed, layer.qkv, qkv);
-    append_kv(exec, qkv, rope, batch, cache_.layer(l), query);
-    attention.run(exec, l, query, cache_.layer(l), batch, attended);
+    project_qkv(exec, linear_, stream.enter(layer.attention_norm, config_.rms_eps), layer.qkv, rope, batch, kv, qkv,
+                query);
+    attention.run(exec, l, query, kv, batch, attended);
     linear(exec, linear_, attended, layer.o, partial);
     // `partial` is a rank's share of a sum over ranks; a reduction belongs here, before the residual takes it in.
-    add_rms_norm(exec, residual, partial, layer.ffn_norm, config_.rms_eps, normed);
+    stream.addend = partial;
 
-    linear(exec, linear_, normed, layer.gate_up, gate_up);
-    silu_mul(exec, gate_up, activated);
+    project_ffn(exec, linear_, stream.enter(layer.ffn_norm, config_.rms_eps), layer.gate_up, gate_up, activated);
     linear(exec, linear_, activated, layer.down, partial);
     // And here.
-    add_rms_norm(exec, residual, partial, next_norm, config_.rms_eps, normed);
+    stream.addend = partial;
   }
+  const BlockInput last = stream.enter(weights_.final_norm, config_.rms_eps);
+  add_rms_norm(exec, last.residual, last.addend, last.weight, last.eps, last.sum, normed);
 }
 
 void Decoder::logits(const Exec& exec, TensorView<const std::int32_t, 1> rows, const TensorRef& out) {

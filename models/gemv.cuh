@@ -205,9 +205,8 @@ __device__ void stream_products(const StreamedWeight<T>& weight, int tokens, Gem
   wait_copies<0>();  // what was queued beyond the last tile
 }
 
-// Blocks of a grid over `tiles` tiles.
-inline unsigned gemv_blocks(int tiles, int multiprocessors) {
-  const int resident = kGemvBlocks * multiprocessors;
+// Blocks of a grid over `tiles` tiles on a device that runs `resident` side by side.
+inline unsigned gemv_blocks(int tiles, int resident) {
   return static_cast<unsigned>(tiles < resident ? tiles : resident);
 }
 

@@ -54,7 +54,7 @@ void gemv_typed(const Exec& exec, int multiprocessors, const TensorRef& x, const
   args.weight.rows = static_cast<int>(weight.shape[0]);
   args.weight.columns = static_cast<int>(weight.shape[1]);
   args.weight.tile_rows.tiles = (args.weight.rows + kTileRows - 1) / kTileRows;
-  const Dims dims{.grid = dim3(gemv_blocks(args.weight.tile_rows.tiles, multiprocessors)),
+  const Dims dims{.grid = dim3(gemv_blocks(args.weight.tile_rows.tiles, kGemvBlocks * multiprocessors)),
                   .block = dim3(kGemvThreads),
                   .overlap = true};
   if (rows_are_vectors(args.weight.columns, {x.data, weight.data})) {

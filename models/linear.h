@@ -74,6 +74,7 @@ void linear(TensorView<const float, 2> x, const LinearWeight& weight, TensorView
 }  // namespace cpu
 namespace cuda {
 std::int64_t linear_workspace_bytes();
+int linear_multiprocessors(const LinearContext& context);
 LinearContext::Impl* create_linear_context();
 void destroy_linear_context(LinearContext::Impl* impl) noexcept;
 void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,

@@ -131,6 +131,10 @@ std::int64_t linear_workspace_bytes() {
   return (device_info(DeviceKind::kCuda).compute_capability >= 90 ? 32LL : 4LL) << 20;
 }
 
+int linear_multiprocessors(const LinearContext& context) {
+  return context.impl()->multiprocessors;
+}
+
 LinearContext::Impl* create_linear_context() {
   return std::make_unique<LinearContext::Impl>().release();
 }

@@ -14,23 +14,23 @@ namespace vesper {
 //   x, out [tokens, hidden], one dtype;  weight [hidden], on the CPU of any floating type, on CUDA x's
 void rms_norm(const Exec& exec, const TensorRef& x, const TensorRef& weight, float eps, const TensorRef& out);
 
-// x += addend (rounded to x's dtype), then out = rms_norm(x). `addend` is the sum over ranks of partial products: a
-// reduction between ranks happens before this call, and the residual enters here, once.
+// sum = x + addend (rounded to x's dtype), then out = rms_norm(sum). `addend` is the sum over ranks of partial
+// products: a reduction between ranks happens before this call, and the residual enters here, once. `sum` may be x.
 void add_rms_norm(const Exec& exec, const TensorRef& x, const TensorRef& addend, const TensorRef& weight, float eps,
-                  const TensorRef& out);
+                  const TensorRef& sum, const TensorRef& out);
 
 Cost rms_norm_cost(DType dtype, std::int64_t tokens, std::int64_t hidden);
 Cost add_rms_norm_cost(DType dtype, std::int64_t tokens, std::int64_t hidden);
 
 namespace cpu {
 void rms_norm(TensorView<const float, 2> x, const TensorRef& weight, float eps, TensorView<float, 2> out);
-void add_rms_norm(TensorView<float, 2> x, TensorView<const float, 2> addend, const TensorRef& weight, float eps,
-                  TensorView<float, 2> out);
+void add_rms_norm(TensorView<const float, 2> x, TensorView<const float, 2> addend, const TensorRef& weight, float eps,
+                  TensorView<float, 2> sum, TensorView<float, 2> out);
 }  // namespace cpu
 namespace cuda {
 void rms_norm(const Exec& exec, const TensorRef& x, const TensorRef& weight, float eps, const TensorRef& out);
 void add_rms_norm(const Exec& exec, const TensorRef& x, const TensorRef& addend, const TensorRef& weight, float eps,
-                  const TensorRef& out);
+                  const TensorRef& sum, const TensorRef& out);
 }  // namespace cuda
 
 }  // namespace vesper

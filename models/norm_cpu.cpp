@@ -33,13 +33,13 @@ void rms_norm(TensorView<const float, 2> x, const TensorRef& weight, float eps, 
   });
 }
 
-void add_rms_norm(TensorView<float, 2> x, TensorView<const float, 2> addend, const TensorRef& weight, float eps,
-                  TensorView<float, 2> out) {
+void add_rms_norm(TensorView<const float, 2> x, TensorView<const float, 2> addend, const TensorRef& weight, float eps,
+                  TensorView<float, 2> sum, TensorView<float, 2> out) {
   const std::vector<float> widened = widen(weight);
   parallel_for(x.shape(0), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
-      for (std::int64_t d = 0; d < x.shape(1); ++d) x(t, d) += addend(t, d);
-      norm_row(&x(t, 0), widened.data(), x.shape(1), eps, &out(t, 0));
+      for (std::int64_t d = 0; d < x.shape(1); ++d) sum(t, d) = x(t, d) + addend(t, d);
+      norm_row(&sum(t, 0), widened.data(), x.shape(1), eps, &out(t, 0));
     }
   });
 }

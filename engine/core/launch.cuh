@@ -40,17 +40,34 @@ inline bool launches_can_overlap() {
   return can;
 }
 
+// Shared memory beyond the default limit of 48 KiB has to be asked for; a kernel's static part counts towards that
+// limit, and is at most 16 KiB in kernels that have a dynamic one.
+template <typename... Params>
+void allow_shared_bytes(void (*kernel)(Params...), std::size_t bytes, const char* name) {
+  if (bytes <= std::size_t{32} * 1024) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
+}
+
+// Blocks of `kernel` that a multiprocessor runs side by side; 0 where it does not have the shared memory for one.
+template <typename... Params>
+int resident_blocks(void (*kernel)(Params...), int threads, std::size_t shared_bytes) {
+  int device = 0;
+  int most = 0;
+  check(cudaGetDevice(&device), "asking for the current GPU");
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "reading the GPU's properties");
+  if (shared_bytes + std::size_t{16} * 1024 > static_cast<std::size_t>(most)) return 0;
+  allow_shared_bytes(kernel, shared_bytes, "asking for shared memory");
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), "asking for occupancy");
+  return blocks;
+}
+
 // Launches `kernel` and checks the launch at once. With VESPER_SYNC_LAUNCH=1 in the environment it also waits, so that
-// a fault is reported by the kernel that caused it. Shared memory beyond the default limit of 48 KiB is asked for here;
-// a kernel's static part counts towards that limit, and is at most 16 KiB in kernels that have a dynamic one.
+// a fault is reported by the kernel that caused it.
 template <typename... Params, typename... Args>
 void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaStream_t stream, Args&&... args) {
   static const bool sync = std::getenv("VESPER_SYNC_LAUNCH") != nullptr;
-  if (dims.shared_bytes > std::size_t{32} * 1024) {
-    check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dims.shared_bytes)),
-        name);
-  }
+  allow_shared_bytes(kernel, dims.shared_bytes, name);
   cudaLaunchConfig_t config{};
   config.gridDim = dims.grid;
   config.blockDim = dims.block;

@@ -127,7 +127,7 @@ TEST(AddRmsNormCuda, MatchesTheCpu) {
     device_x.write(x);
     device_addend.write(addend);
     device_weight.write(weight);
-    add_rms_norm(exec, device_x.ref(), device_addend.ref(), device_weight.ref(), kEps, out.ref());
+    add_rms_norm(exec, device_x.ref(), device_addend.ref(), device_weight.ref(), kEps, device_x.ref(), out.ref());
     EXPECT_EQ(device_x.read(c.text()), sum) << c.text();
     expect_within(out.read(c.text()), widened(expected), bounds(c.dtype, widened(expected), norm_relative(c.columns)),
                   c.text());

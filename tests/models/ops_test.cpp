@@ -181,12 +181,12 @@ TEST(NormCpu, MatchesDoublePrecisionAndAddsTheResidual) {
       std::vector<float> addend = random_floats(random, x.size());
       Weights weights(random, dtype, static_cast<std::size_t>(hidden));
       const TensorRef weight = tensor_ref(weights.data(), dtype, hidden);
-      std::vector<float> summed = x;
+      std::vector<float> summed(x.size());
       std::vector<float> out(x.size());
       std::vector<float> out_added(x.size());
       cpu::rms_norm(matrix(x, tokens, hidden), weight, eps, matrix(out, tokens, hidden));
-      cpu::add_rms_norm(matrix(summed, tokens, hidden), matrix(addend, tokens, hidden), weight, eps,
-                        matrix(out_added, tokens, hidden));
+      cpu::add_rms_norm(matrix(x, tokens, hidden), matrix(addend, tokens, hidden), weight, eps,
+                        matrix(summed, tokens, hidden), matrix(out_added, tokens, hidden));
       for (std::size_t i = 0; i < x.size(); ++i) ASSERT_EQ(summed[i], x[i] + addend[i]);
 
       const auto check = [&](const std::vector<float>& input, const std::vector<float>& found, const char* what) {

@@ -1,0 +1,200 @@
+// The one-kernel projections of a decode step against the compositions they stand for, bit for bit: both round the same
+// values, and their sums run in one order.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "models/norm.h"
+#include "models/projections.h"
+#include "models/rows.h"
+#include "tests/device_tensor.h"
+#include "tests/gpu.h"
+#include "tests/paged_device.h"
+
+namespace vesper {
+namespace {
+
+constexpr float kEps = 1e-5F;
+
+// A residual stream on the device, with one buffer for the sums of each of the two ways.
+struct Stream2 {
+  DeviceTensor residual;
+  DeviceTensor addend;
+  DeviceTensor norm;
+  DeviceTensor one_sum;
+  DeviceTensor other_sum;
+
+  Stream2(const Exec& exec, std::mt19937& random, DType dtype, int tokens, int hidden)
+      : residual(exec, 0, dtype, tokens, hidden),
+        addend(exec, 0, dtype, tokens, hidden),
+        norm(exec, 0, dtype, hidden),
+        one_sum(exec, 0, dtype, tokens, hidden),
+        other_sum(exec, 0, dtype, tokens, hidden) {
+    residual.write(random_floats(random, static_cast<std::size_t>(tokens) * hidden, -3.0F, 3.0F));
+    addend.write(random_floats(random, static_cast<std::size_t>(tokens) * hidden, -3.0F, 3.0F));
+    norm.write(random_floats(random, static_cast<std::size_t>(hidden), 0.5F, 1.5F));
+  }
+
+  [[nodiscard]] BlockInput input(bool with_addend, const DeviceTensor& sum) const {
+    BlockInput made{.residual = residual.ref(), .sum = sum.ref(), .weight = norm.ref(), .eps = kEps};
+    if (with_addend) made.addend = addend.ref();
+    return made;
+  }
+  void normed(const Exec& exec, bool with_addend, const TensorRef& out) const {
+    if (!with_addend) return rms_norm(exec, residual.ref(), norm.ref(), kEps, out);
+    add_rms_norm(exec, residual.ref(), addend.ref(), norm.ref(), kEps, other_sum.ref(), out);
+  }
+  void expect_equal_sums(bool with_addend, const std::string& what) {
+    const std::vector<float> one = one_sum.read(what);
+    const std::vector<float> other = other_sum.read(what);
+    for (std::size_t i = 0; i < one.size(); ++i) {
+      if (!with_addend) ASSERT_TRUE(std::isnan(one[i])) << what << ": sum " << i << " was written";
+      if (with_addend) ASSERT_EQ(one[i], other[i]) << what << ": sum " << i;
+    }
+  }
+};
+
+void expect_equal(DeviceTensor& one, DeviceTensor& other, const std::string& what) {
+  const std::span<const char> found = one.read_bytes(what);
+  const std::span<const char> expected = other.read_bytes(what);
+  std::size_t wrong = 0;
+  std::size_t first = 0;
+  for (std::size_t i = found.size(); i-- > 0;) {
+    if (found[i] == expected[i]) continue;
+    ++wrong;
+    first = i;
+  }
+  EXPECT_EQ(wrong, 0U) << what << ": bytes differ, the first is byte " << first << " of " << found.size();
+}
+
+DeviceTensor random_matrix(const Exec& exec, std::mt19937& random, DType dtype, int rows, int columns) {
+  DeviceTensor matrix(exec, 0, dtype, rows, columns);
+  const float scale = 1.0F / std::sqrt(static_cast<float>(columns));
+  matrix.write(random_floats(random, static_cast<std::size_t>(rows) * columns, -scale, scale));
+  return matrix;
+}
+
+TEST(ProjectionsCuda, FfnIsItsComposition) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const Exec exec = stream.exec();
+  const LinearContext context(DeviceKind::kCuda);
+  std::mt19937 random(1);
+  struct Shape {
+    int hidden, ffn;
+  };
+  for (const Shape& shape : {Shape{64, 8}, Shape{264, 40}, Shape{1000, 344}, Shape{4096, 1024}, Shape{8192, 64}}) {
+    for (int tokens = 1; tokens <= 8; ++tokens) {
+      for (const DType dtype : {DType::kBf16, DType::kF16}) {
+        const bool with_addend = tokens % 3 != 0;
+        const std::string what = std::string(dtype_name(dtype)) + ", " + std::to_string(tokens) + " tokens, hidden " +
+                                 std::to_string(shape.hidden) + ", ffn " + std::to_string(shape.ffn);
+        Stream2 residual(exec, random, dtype, tokens, shape.hidden);
+        const DeviceTensor matrix = random_matrix(exec, random, dtype, 2 * shape.ffn, shape.hidden);
+        const LinearWeight weight{.blocks = {matrix.ref()}, .count = 1};
+        DeviceTensor out(exec, 0, dtype, tokens, shape.ffn);
+        ASSERT_TRUE(cuda::project_ffn(exec, context, residual.input(with_addend, residual.one_sum), weight, out.ref()))
+            << what;
+
+        const DeviceTensor normed(exec, 0, dtype, tokens, shape.hidden);
+        const DeviceTensor gate_up(exec, 0, dtype, tokens, 2 * shape.ffn);
+        DeviceTensor expected(exec, 0, dtype, tokens, shape.ffn);
+        residual.normed(exec, with_addend, normed.ref());
+        linear(exec, context, normed.ref(), weight, gate_up.ref());
+        silu_mul(exec, gate_up.ref(), expected.ref());
+        expect_equal(out, expected, what);
+        residual.expect_equal_sums(with_addend, what);
+      }
+    }
+  }
+}
+
+TEST(ProjectionsCuda, QkvIsItsComposition) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const Exec exec = stream.exec();
+  const LinearContext context(DeviceKind::kCuda);
+  std::mt19937 random(2);
+  struct Shape {
+    int hidden, heads, kv_heads, head_dim, page_tokens;
+  };
+  for (const Shape& shape : {Shape{64, 4, 4, 64, 16}, Shape{264, 6, 2, 128, 32}, Shape{4096, 8, 1, 128, 16},
+                             Shape{128, 2, 1, 16, 64}, Shape{512, 3, 3, 96, 16}}) {
+    for (int tokens = 1; tokens <= 8; ++tokens) {
+      for (const DType dtype : {DType::kBf16, DType::kF16}) {
+        const bool with_addend = tokens % 3 != 0;
+        const int rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+        const std::string what = std::string(dtype_name(dtype)) + ", " + std::to_string(tokens) + " tokens, hidden " +
+                                 std::to_string(shape.hidden) + ", heads " + std::to_string(shape.heads) + " and " +
+                                 std::to_string(shape.kv_heads) + " of " + std::to_string(shape.head_dim);
+        std::vector<int> lengths;
+        for (int s = 0; s < tokens; ++s) lengths.push_back(1 + static_cast<int>(random() % 300));
+        const RaggedBatch ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1),
+                                 shape.page_tokens);
+        const DeviceBatch batch(stream, ragged);
+        std::vector<float> frequencies;
+        for (int d = 0; d < tokens * shape.head_dim / 2; ++d) {
+          frequencies.push_back(std::pow(10000.0F, -static_cast<float>(d % 64) / 64.0F));
+        }
+        const Buffer device_frequencies = upload(stream, frequencies);
+        const Rope rope{.inv_freq = device_frequencies.view<const float>(static_cast<std::int64_t>(frequencies.size())),
+                        .seq_stride = tokens % 2 == 0 ? shape.head_dim / 2 : 0,
+                        .attention_factor = tokens % 4 == 0 ? 1.25F : 1.0F};
+
+        Stream2 residual(exec, random, dtype, tokens, shape.hidden);
+        const DeviceTensor matrix = random_matrix(exec, random, dtype, rows, shape.hidden);
+        const LinearWeight weight{.blocks = {matrix.ref()}, .count = 1};
+        const auto cache = [&] {
+          return DeviceTensor(exec, 0, dtype, ragged.pages, shape.kv_heads, shape.page_tokens, shape.head_dim);
+        };
+        DeviceTensor k = cache();
+        DeviceTensor v = cache();
+        DeviceTensor query(exec, 0, dtype, tokens, shape.heads * shape.head_dim);
+        ASSERT_TRUE(cuda::project_qkv(exec, context, residual.input(with_addend, residual.one_sum), weight, rope,
+                                      batch.batch, {.k = k.ref(), .v = v.ref()}, query.ref()))
+            << what;
+
+        const DeviceTensor normed(exec, 0, dtype, tokens, shape.hidden);
+        const DeviceTensor qkv(exec, 0, dtype, tokens, rows);
+        DeviceTensor expected_k = cache();
+        DeviceTensor expected_v = cache();
+        DeviceTensor expected_query(exec, 0, dtype, tokens, shape.heads * shape.head_dim);
+        residual.normed(exec, with_addend, normed.ref());
+        linear(exec, context, normed.ref(), weight, qkv.ref());
+        append_kv(exec, qkv.ref(), rope, batch.batch, {.k = expected_k.ref(), .v = expected_v.ref()},
+                  expected_query.ref());
+        expect_equal(query, expected_query, what + ", q");
+        expect_equal(k, expected_k, what + ", k");
+        expect_equal(v, expected_v, what + ", v");
+        residual.expect_equal_sums(with_addend, what);
+      }
+    }
+  }
+}
+
+// What they do not take is left to the composition, untouched.
+TEST(ProjectionsCuda, LeaveOtherShapesAlone) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const Exec exec = stream.exec();
+  const LinearContext context(DeviceKind::kCuda);
+  std::mt19937 random(3);
+  struct Shape {
+    int tokens, hidden, ffn;
+  };
+  for (const Shape& shape : {Shape{9, 64, 8}, Shape{1, 63, 8}, Shape{1, 64, 12}, Shape{8, 32768, 8}}) {
+    Stream2 residual(exec, random, DType::kBf16, shape.tokens, shape.hidden);
+    const DeviceTensor matrix = random_matrix(exec, random, DType::kBf16, 2 * shape.ffn, shape.hidden);
+    DeviceTensor out(exec, 0, DType::kBf16, shape.tokens, shape.ffn);
+    EXPECT_FALSE(cuda::project_ffn(exec, context, residual.input(true, residual.one_sum),
+                                   LinearWeight{.blocks = {matrix.ref()}, .count = 1}, out.ref()))
+        << shape.tokens << ' ' << shape.hidden << ' ' << shape.ffn;
+    for (const float value : out.read("out")) ASSERT_TRUE(std::isnan(value));
+  }
+}
+
+}  // namespace
+}  // namespace vesper
