@@ -13,6 +13,7 @@ namespace {
 
 constexpr double kMaxTheta = 1e12;
 constexpr double kMaxFactor = 1e6;
+constexpr double kMinFreqFactor = 1e-6;  // a length divided by it stays a float
 constexpr int kMaxPositions = 1 << 27;
 
 constexpr std::array<std::pair<const char*, RopeKind>, 5> kKinds = {{{"default", RopeKind::kDefault},
@@ -65,8 +66,8 @@ int read_original_positions(const ConfigKeys& keys, const ConfigKeys& parameters
 
 void read_llama3(const ConfigKeys& parameters, RopeConfig& rope) {
   rope.factor = read_factor(parameters);
-  rope.low_freq_factor = parameters.required_real("low_freq_factor", 0.0, kMaxFactor);
-  rope.high_freq_factor = parameters.required_real("high_freq_factor", 0.0, kMaxFactor);
+  rope.low_freq_factor = parameters.required_real("low_freq_factor", kMinFreqFactor, kMaxFactor);
+  rope.high_freq_factor = parameters.required_real("high_freq_factor", kMinFreqFactor, kMaxFactor);
   if (rope.high_freq_factor <= rope.low_freq_factor) {
     parameters.refuse_key("high_freq_factor", fmt::format("{}", rope.high_freq_factor),
                           fmt::format("more than low_freq_factor, {}", rope.low_freq_factor));

@@ -125,7 +125,7 @@ TEST(Rope, RefusesWrongTypesAndRanges) {
   }
   for (const char* key : {"low_freq_factor", "high_freq_factor"}) {
     expect_names(with("llama3", {{key, "x"}}), {key, "\"x\"", "a number"});
-    expect_names(with("llama3", {{key, 0}}), {key, "0", "a number above 0"});
+    expect_names(with("llama3", {{key, 0}}), {key, "0", "a number above 1e-06"});
   }
   expect_names(with("llama3", {{"low_freq_factor", 4}}), {"high_freq_factor", "4", "more than low_freq_factor, 4"});
   expect_names(refusal_of({{"rope_scaling", {{"type", "llama3"}, {"factor", 8}}}}), {"low_freq_factor", "no such key"});
