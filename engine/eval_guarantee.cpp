@@ -163,18 +163,14 @@ class GuaranteeProbe {
 
   // Replicas [from, from + count) of a sequence, one new token each; request numbers differ between windows too.
   Batch replicate(const Exec& exec, const CachedSequence& sequence, int from, int count) {
-    const std::vector<CachedSequence> replicas = [&] {
-      std::vector<CachedSequence> copies(static_cast<std::size_t>(count), sequence);
-      for (int s = 0; s < count; ++s) {
-        const std::int64_t request = window_ * options_.seeds + from + s;
-        copies[static_cast<std::size_t>(s)].request = static_cast<std::int32_t>(request);
-      }
-      return copies;
-    }();
+    std::vector<CachedSequence> replicas(static_cast<std::size_t>(count), sequence);
     constexpr std::array<std::int32_t, 1> kAnyId = {0};
     std::vector<StepEntry> entries;
-    entries.reserve(replicas.size());
-    for (const CachedSequence& replica : replicas) entries.push_back({.sequence = &replica, .ids = kAnyId});
+    std::int64_t request = window_ * options_.seeds + from;
+    for (CachedSequence& replica : replicas) {
+      replica.request = static_cast<std::int32_t>(request++);
+      entries.push_back({.sequence = &replica, .ids = kAnyId});
+    }
     return inputs_.prepare(exec, Phase::kDecode, entries);
   }
 

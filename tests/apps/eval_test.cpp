@@ -107,10 +107,10 @@ TEST(Eval, FidelityHasALineForEachLayer) {
 
 TEST(Eval, GuaranteeCountsTrialsAndGivesVerdicts) {
   const auto guarantee = [](const std::vector<std::string>& more) {
+    const std::string settings = "epsilon=0.1,delta=0.05,pilot=64,sink_tokens=8,window_tokens=8,top_k_by=oracle";
     std::vector<std::string> arguments =
         eval("guarantee", {"--ids", ids_file(), "--context", "600", "--last", "2", "--seeds", "6", "--attention",
-                           "vattention:epsilon=0.1,delta=0.05,pilot=64,sink_tokens=8,window_tokens=8,top_k_by=oracle,"
-                           "verify=denominator"});
+                           "vattention:verify=denominator," + settings});
     arguments.insert(arguments.end(), more.begin(), more.end());
     return run_well(arguments);
   };

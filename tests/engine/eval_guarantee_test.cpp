@@ -69,6 +69,25 @@ TEST_F(ProbeTest, LeavesEveryBitOfTheDecodeAsItIs) {
   }
 }
 
+// The tokens on each KV head's list.
+std::vector<std::set<std::int32_t>> listed_tokens(const Exec& exec, const AttentionShape& shape,
+                                                  const AttendedLayer& layer) {
+  const auto index = read_back(exec, layer.list.index);
+  const auto count = read_back(exec, layer.list.count);
+  const auto capacity = static_cast<std::size_t>(layer.list.index.shape(2));
+  const std::int32_t kv_len = layer.batch.host_kv_len[0];
+  const int entry_tokens = layer.list.unit == SelectionUnit::kPages ? shape.page_tokens : 1;
+  std::vector<std::set<std::int32_t>> listed(static_cast<std::size_t>(shape.kv_heads));
+  for (std::size_t g = 0; g < listed.size(); ++g) {
+    const auto entries = static_cast<std::size_t>(count[g]);
+    for (const std::int32_t entry : std::span(index).subspan(g * capacity, entries)) {
+      const std::int32_t first = entry * entry_tokens;
+      for (std::int32_t t = first; t < std::min(kv_len, first + entry_tokens); ++t) listed[g].insert(t);
+    }
+  }
+  return listed;
+}
+
 // One layer's step as fp64 sees it, from the cache's own tiles.
 struct ExpectedStep {
   std::vector<double> error, kept_mass;  // [heads]
@@ -81,55 +100,43 @@ ExpectedStep expected_step(const Exec& exec, const AttentionShape& shape, const 
   const std::vector<float> k = read_floats(exec, layer.kv.k);
   const std::vector<float> v = read_floats(exec, layer.kv.v);
   const std::int32_t kv_len = layer.batch.host_kv_len[0];
-  const int entry_tokens = layer.list.unit == SelectionUnit::kPages ? shape.page_tokens : 1;
-  const auto pages =
-      read_back(exec, TensorView<const std::int32_t, 1>(&layer.batch.page_table(0, 0),
-                                                        (kv_len + shape.page_tokens - 1) / shape.page_tokens));
-  const auto index = read_back(exec, layer.list.index);
-  const auto count = read_back(exec, layer.list.count);
-  const auto at = [&](std::int32_t t, int g, int d) {
-    const std::int64_t tile = std::int64_t{pages[static_cast<std::size_t>(t / shape.page_tokens)]} * shape.kv_heads + g;
-    return static_cast<std::size_t>(tile * shape.page_tokens * shape.head_dim +
-                                    tile_offset(t % shape.page_tokens, d, shape.head_dim));
+  const int page_count = (kv_len + shape.page_tokens - 1) / shape.page_tokens;
+  const auto pages = read_back(exec, TensorView<const std::int32_t, 1>(&layer.batch.page_table(0, 0), page_count));
+  const std::vector<std::set<std::int32_t>> listed = listed_tokens(exec, shape, layer);
+  const auto at = [&](std::int32_t t, std::size_t g, std::size_t d) {
+    const auto page = static_cast<std::size_t>(pages[static_cast<std::size_t>(t / shape.page_tokens)]);
+    const auto tile_elements = static_cast<std::size_t>(std::int64_t{shape.page_tokens} * shape.head_dim);
+    return (page * listed.size() + g) * tile_elements +
+           static_cast<std::size_t>(tile_offset(t % shape.page_tokens, static_cast<int>(d), shape.head_dim));
   };
+  const auto channels = static_cast<std::size_t>(shape.head_dim);
   ExpectedStep expected;
-  for (int g = 0; g < shape.kv_heads; ++g) {
-    std::set<std::int32_t> listed;
-    const auto capacity = static_cast<std::size_t>(layer.list.index.shape(2));
-    for (std::int32_t i = 0; i < count[static_cast<std::size_t>(g)]; ++i) {
-      const std::int32_t first =
-          index[static_cast<std::size_t>(g) * capacity + static_cast<std::size_t>(i)] * entry_tokens;
-      for (std::int32_t t = first; t < std::min(kv_len, first + entry_tokens); ++t) listed.insert(t);
-    }
-    expected.kept_share.push_back(static_cast<double>(listed.size()) / kv_len);
-    for (int h = g * shape.group(); h < (g + 1) * shape.group(); ++h) {
-      double mass = 0.0;
-      double kept = 0.0;
-      std::vector<double> dense(static_cast<std::size_t>(shape.head_dim));
-      for (std::int32_t t = 0; t < kv_len; ++t) {
-        double score = 0.0;
-        for (int d = 0; d < shape.head_dim; ++d) {
-          score += static_cast<double>(q[static_cast<std::size_t>(h * shape.head_dim + d)]) *
-                   static_cast<double>(k[at(t, g, d)]);
-        }
-        const double weight = std::exp(score * static_cast<double>(shape.scale));
-        mass += weight;
-        if (listed.contains(t)) kept += weight;
-        for (int d = 0; d < shape.head_dim; ++d) {
-          dense[static_cast<std::size_t>(d)] += weight * static_cast<double>(v[at(t, g, d)]);
-        }
+  for (const auto& tokens : listed) expected.kept_share.push_back(static_cast<double>(tokens.size()) / kv_len);
+  for (std::size_t h = 0; h < static_cast<std::size_t>(shape.heads); ++h) {
+    const std::size_t g = h / static_cast<std::size_t>(shape.group());
+    double mass = 0.0;
+    double kept = 0.0;
+    std::vector<double> dense(channels);
+    for (std::int32_t t = 0; t < kv_len; ++t) {
+      double score = 0.0;
+      for (std::size_t d = 0; d < channels; ++d) {
+        score += static_cast<double>(q[h * channels + d]) * static_cast<double>(k[at(t, g, d)]);
       }
-      double apart = 0.0;
-      double norm = 0.0;
-      for (int d = 0; d < shape.head_dim; ++d) {
-        const double exact = dense[static_cast<std::size_t>(d)] / mass;
-        const double found = static_cast<double>(out[static_cast<std::size_t>(h * shape.head_dim + d)]);
-        apart += (found - exact) * (found - exact);
-        norm += exact * exact;
-      }
-      expected.error.push_back(std::sqrt(apart / norm));
-      expected.kept_mass.push_back(kept / mass);
+      const double weight = std::exp(score * static_cast<double>(shape.scale));
+      mass += weight;
+      if (listed[g].contains(t)) kept += weight;
+      for (std::size_t d = 0; d < channels; ++d) dense[d] += weight * static_cast<double>(v[at(t, g, d)]);
     }
+    double apart = 0.0;
+    double norm = 0.0;
+    for (std::size_t d = 0; d < channels; ++d) {
+      const double exact = dense[d] / mass;
+      const double off = static_cast<double>(out[h * channels + d]) - exact;
+      apart += off * off;
+      norm += exact * exact;
+    }
+    expected.error.push_back(std::sqrt(apart / norm));
+    expected.kept_mass.push_back(kept / mass);
   }
   return expected;
 }
