@@ -11,9 +11,10 @@ namespace vesper {
 // The residual stream as it enters a half of a block: sum = residual + addend, normed = rms_norm(sum).
 struct BlockInput {
   TensorRef residual;  // [tokens, hidden]
-  TensorRef addend;    // [tokens, hidden]: what the half before put out, summed over ranks; null data before the first
-  TensorRef sum;       // [tokens, hidden]: not `residual`; untouched where there is no addend
-  TensorRef weight;    // [hidden], of the norm
+  TensorRef addend =
+      {};            // [tokens, hidden]: what the half before put out, summed over ranks; null data before the first
+  TensorRef sum;     // [tokens, hidden]: not `residual`; untouched where there is no addend
+  TensorRef weight;  // [hidden], of the norm
   float eps = 0.0F;
 };
 

@@ -51,8 +51,11 @@ struct Stream2 {
     const std::vector<float> one = one_sum.read(what);
     const std::vector<float> other = other_sum.read(what);
     for (std::size_t i = 0; i < one.size(); ++i) {
-      if (!with_addend) ASSERT_TRUE(std::isnan(one[i])) << what << ": sum " << i << " was written";
-      if (with_addend) ASSERT_EQ(one[i], other[i]) << what << ": sum " << i;
+      if (with_addend) {
+        ASSERT_EQ(one[i], other[i]) << what << ": sum " << i;
+      } else {
+        ASSERT_TRUE(std::isnan(one[i])) << what << ": sum " << i << " was written";
+      }
     }
   }
 };
