@@ -57,11 +57,10 @@ std::string one_line(std::string text) {
 int run_compare(const CLI::App& app, CompareOptions options) {
   options.sources.has_prompt = app.count("--prompt") > 0;
   const std::string model = options.model.model;
-  const ModelConfig config = model_config_of(model);
+  (void)model_config_of(model);  // a folder that holds no model is told before its tokenizer is
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(model);
   CompareRequest request;
-  request.prompt = tokenizer->encode(read_prompts(options.sources).at(0));
-  if (config.bos_id >= 0) request.prompt.insert(request.prompt.begin(), config.bos_id);
+  request.prompt = tokenizer->encode_prompt(read_prompts(options.sources).at(0));
   request.decode_last = options.decode_last;
   request.max_tokens = options.max_tokens;
   request.stop = options.stop;

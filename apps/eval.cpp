@@ -87,14 +87,13 @@ int run_needle_rows(const NeedleOptions& options) {
 int run_needle_text(const NeedleOptions& options) {
   if (!options.index.empty()) refuse({"reading --index", "--index without --ids", "both, or --text alone", ""});
   const EvalOptions& common = options.common;
-  const ModelConfig config = model_config_of(common.model.model);
+  (void)model_config_of(common.model.model);  // a folder that holds no model is told before its tokenizer is
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(common.model.model);
   const Haystack haystack = make_haystack(*tokenizer, read_text(common.text), common.text);
   const std::vector<NeedlePrompt> prompts =
       make_needle_prompts(*tokenizer, haystack,
                           {.context = common.context,
                            .questions = options.questions == 0 ? kDefaultQuestions : options.questions,
-                           .bos_id = config.bos_id,
                            .seed = common.model.seed});
   Engine engine = load_engine(common.model.model, eval_engine_options(common));
   ProgressLine line("needles", ProgressUnit::kTokens);

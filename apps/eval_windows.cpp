@@ -95,10 +95,15 @@ std::vector<TokenIds> read_windows(const WindowOptions& options) {
   const ModelConfig config = model_config_of(common.model.model);
   WindowCut cut = options.cut;
   cut.context = common.context;
-  cut.bos_id = common.ids.empty() ? config.bos_id : -1;
   const std::string& source = common.ids.empty() ? common.text : common.ids;
-  const TokenIds ids = common.ids.empty() ? load_tokenizer(common.model.model)->encode(read_text(common.text))
-                                          : read_u16_ids(common.ids);
+  TokenIds ids;
+  if (common.ids.empty()) {
+    const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(common.model.model);
+    cut.bos_id = tokenizer->adds_bos() ? tokenizer->bos_id() : -1;
+    ids = tokenizer->encode(read_text(common.text));
+  } else {
+    ids = read_u16_ids(common.ids);
+  }
   check_token_ids(config, ids, "reading " + source);
   return cut_windows(ids, cut, source);
 }

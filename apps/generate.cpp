@@ -113,7 +113,7 @@ void print_batch_statistics(const std::vector<GenerateResult>& results, double s
              count_of(tokens), seconds, static_cast<double>(tokens) / seconds, format_bytes(peak_memory_bytes));
 }
 
-// The prompts as token ids: text through the tokenizer, BOS first; ids as they are.
+// The prompts as token ids: text through the tokenizer, with BOS where it adds one; ids as they are.
 std::vector<std::vector<std::int32_t>> encode_prompts(const GenerateOptions& options, const ModelConfig& config,
                                                       const Tokenizer* tokenizer) {
   if (options.random_ids > 0) return {random_ids(options.random_ids, options.model.seed, config.vocab)};
@@ -124,8 +124,10 @@ std::vector<std::vector<std::int32_t>> encode_prompts(const GenerateOptions& opt
   }
   std::vector<std::vector<std::int32_t>> prompts;
   for (const std::string& text : read_prompts(options.sources)) {
-    std::vector<std::int32_t> ids = tokenizer->encode(text);
-    if (config.bos_id >= 0) ids.insert(ids.begin(), config.bos_id);
+    std::vector<std::int32_t> ids = tokenizer->encode_prompt(text);
+    // Some tokenizers add no BOS to texts; an empty one has nothing else to start from.
+    const int bos_id = tokenizer->bos_id() >= 0 ? tokenizer->bos_id() : config.bos_id;
+    if (ids.empty() && bos_id >= 0) ids.push_back(bos_id);
     if (ids.empty()) {
       refuse({"encoding the prompt", "nothing, and the model has no BOS token to start from", "some text", ""});
     }

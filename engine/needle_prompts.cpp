@@ -115,12 +115,6 @@ std::string build_text(const Haystack& haystack, std::size_t first, std::size_t 
   return text;
 }
 
-TokenIds encode_prompt(const Tokenizer& tokenizer, int bos_id, const std::string& text) {
-  TokenIds ids = tokenizer.encode(text);
-  if (bos_id >= 0) ids.insert(ids.begin(), bos_id);
-  return ids;
-}
-
 // Tokens that greedy decoding of the value and the stop after it takes.
 std::size_t answer_tokens(const Tokenizer& tokenizer, const NeedleQuestion& question) {
   return tokenizer.encode(question.value + ".").size() + 1;
@@ -144,7 +138,7 @@ NeedlePrompt make_prompt(const Tokenizer& tokenizer, const Haystack& haystack, c
   const std::size_t first = words > context ? draws.below(words - context + 1) : 0;
   const auto fits = [&](std::size_t count) {
     const std::string text = build_text(haystack, first, count, prompt.kind, prompt.questions);
-    return encode_prompt(tokenizer, options.bos_id, text).size() + tail <= context;
+    return tokenizer.encode_prompt(text).size() + tail <= context;
   };
   std::size_t fitting = 0;
   std::size_t too_many = std::min(words - first, context) + 1;
@@ -242,7 +236,6 @@ std::vector<NeedlePrompt> make_needle_prompts(const Tokenizer& tokenizer, const 
 
 NeedleAnswers eval_needle_prompts(Engine& engine, const Tokenizer& tokenizer, std::span<const NeedlePrompt> prompts,
                                   const Progress& progress) {
-  const int bos_id = engine.config().bos_id;
   NeedleAnswers result;
   std::int64_t done = 0;
   for (std::size_t p = 0; p < prompts.size(); ++p) {
@@ -250,7 +243,7 @@ NeedleAnswers eval_needle_prompts(Engine& engine, const Tokenizer& tokenizer, st
     std::vector<TokenIds> asked;
     std::size_t longest = 0;
     for (const NeedleQuestion& question : prompt.questions) {
-      asked.push_back(encode_prompt(tokenizer, bos_id, prompt.text + question.text));
+      asked.push_back(tokenizer.encode_prompt(prompt.text + question.text));
       longest = std::max(longest, asked.back().size() + answer_tokens(tokenizer, question));
     }
     CachedSequence sequence;
@@ -264,7 +257,7 @@ NeedleAnswers eval_needle_prompts(Engine& engine, const Tokenizer& tokenizer, st
     };
     reserve();
     // Whole pages, so that no page's side tables remember the question before.
-    std::size_t shared = shared_ids(encode_prompt(tokenizer, bos_id, prompt.text), asked);
+    std::size_t shared = shared_ids(tokenizer.encode_prompt(prompt.text), asked);
     shared -= shared % static_cast<std::size_t>(engine.memory().limits.page_tokens);
     // Texts are about equally long.
     const auto total = static_cast<std::int64_t>(shared * prompts.size());

@@ -43,7 +43,6 @@ struct NeedlePrompt {
 struct NeedlePromptOptions {
   int context = 0;    // tokens that prompt, one question and its answer may take together
   int questions = 0;  // in all; four a text at most. Texts alternate between words and numbers
-  int bos_id = -1;    // first token of a prompt; -1: none
   std::uint32_t seed = 0;
 };
 

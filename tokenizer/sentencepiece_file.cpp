@@ -9,6 +9,7 @@
 
 #include "engine/core/error.h"
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/vocabulary.h"
 
 namespace vesper {
 namespace {
@@ -17,12 +18,10 @@ namespace {
 constexpr int kMaxNestedRules = 32;
 constexpr std::size_t kMaxNestedSymbols = 64;
 // Ours: real pieces and rules have a few dozen bytes; the library and the walk below recurse as deep as these.
-constexpr std::size_t kMaxPieceBytes = 4096;
 constexpr int kMaxRuleBytes = 256;
 
 [[noreturn]] void refuse_file(const std::string& path, const std::string& found) {
-  refuse({"reading " + path, found, "a whole SentencePiece model",
-          "copy or download the file again (other formats, such as tiktoken's text, are not supported yet)"});
+  refuse({"reading " + path, found, "a whole SentencePiece model", "copy or download the file again"});
 }
 
 constexpr std::uint64_t kUserDefined = 4;  // ModelProto.SentencePiece.Type

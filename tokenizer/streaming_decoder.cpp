@@ -8,17 +8,11 @@ constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
 }  // namespace
 
-std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
-  StreamingDecoder decoder(*this, /*continues=*/false);
-  std::string text;
-  for (const std::int32_t id : ids) text += decoder.push(id);
-  return text + decoder.finish();
-}
-
 StreamingDecoder::StreamingDecoder(const Tokenizer& tokenizer, bool continues)
     : tokenizer_(&tokenizer), at_start_(!continues) {}
 
 std::string StreamingDecoder::push(std::int32_t id) {
+  if (id >= tokenizer_->vocab()) return "";
   const std::string inside = tokenizer_->token_bytes(id);
   pending_ += at_start_ ? tokenizer_->first_token_bytes(id) : inside;
   if (!inside.empty()) at_start_ = false;  // a control token leaves the text at its start

@@ -1,4 +1,4 @@
-// One step through UTF-8 that may be broken or cut short.
+// One step through UTF-8 that may be broken or cut short, and what a character is.
 #pragma once
 
 #include <cstddef>
@@ -20,5 +20,11 @@ struct Utf8Step {
 
 // What starts at `text[at]`, for at < text.size(). RFC 3629: shortest form, no surrogates, at most U+10FFFF.
 Utf8Step utf8_step(std::string_view text, std::size_t at);
+
+// The code point of one whole character.
+std::uint32_t utf8_code(std::string_view character);
+
+// Whether the character is Unicode White_Space (PropList.txt; closed since Unicode 6.3).
+bool is_white_space(std::uint32_t code);
 
 }  // namespace vesper

@@ -5,7 +5,7 @@ set -euo pipefail
 wanted=()
 for group in "$@"; do
   case $group in
-    build) wanted+=(cmake g++ ninja-build libsentencepiece-dev nlohmann-json3-dev libspdlog-dev libcli11-dev) ;;
+    build) wanted+=(cmake g++ ninja-build libsentencepiece-dev libpcre2-dev libutf8proc-dev nlohmann-json3-dev libspdlog-dev libcli11-dev) ;;
     test) wanted+=(libgtest-dev) ;;
     lint) wanted+=(git clang-format-14 clang-tidy-14) ;;
     dist) wanted+=(patchelf) ;;

@@ -257,7 +257,7 @@ TEST_F(EvalTest, PromptsHideWhatTheyAskForAndFillTheContext) {
   const std::string text(std::istreambuf_iterator<char>(file), {});
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(demo_folder());
   const Haystack haystack = make_haystack(*tokenizer, text, "the text");
-  const NeedlePromptOptions options{.context = 2048, .questions = 7, .bos_id = 1, .seed = 3};
+  const NeedlePromptOptions options{.context = 2048, .questions = 7, .seed = 3};
   const std::vector<NeedlePrompt> prompts = make_needle_prompts(*tokenizer, haystack, options);
   ASSERT_EQ(prompts.size(), 2U);
   EXPECT_EQ(prompts[0].questions.size() + prompts[1].questions.size(), 7U);
@@ -275,7 +275,7 @@ TEST_F(EvalTest, PromptsHideWhatTheyAskForAndFillTheContext) {
     EXPECT_LE(longest, 2048U);
     EXPECT_GE(longest, 2000U);
   }
-  const NeedlePromptOptions longer{.context = 1 << 20, .questions = 1, .bos_id = 1, .seed = 0};
+  const NeedlePromptOptions longer{.context = 1 << 20, .questions = 1, .seed = 0};
   EXPECT_NE(refusal([&] { (void)make_needle_prompts(*tokenizer, haystack, longer); }).find("take a longer text"),
             std::string::npos);
 
