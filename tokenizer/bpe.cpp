@@ -1,5 +1,6 @@
 #include "tokenizer/bpe.h"
 
+#include <bit>
 #include <functional>
 #include <queue>
 #include <string>
@@ -11,10 +12,6 @@
 
 namespace vesper {
 namespace {
-
-std::uint64_t pair_key(int left, int right) {
-  return std::uint64_t{static_cast<std::uint32_t>(left)} << 32U | static_cast<std::uint32_t>(right);
-}
 
 // What SentencePiece calls the piece of a byte: <0x0A>.
 std::string byte_piece(unsigned byte) {
@@ -34,16 +31,27 @@ struct Candidate {
 
 Bpe::Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, const BpeOptions& options)
     : vocabulary_(std::move(vocabulary)), options_(options) {
-  rules_.reserve(merges.size());
-  for (const Merge& merge : merges) rules_[pair_key(merge.left, merge.right)] = {merge.rank, merge.result};
+  rules_.resize(std::bit_ceil(merges.size() * 2 + 1));
+  for (const Merge& merge : merges) {
+    rules_[slot_of(merge.left, merge.right)] = {merge.left, merge.right, merge.result, merge.rank};
+  }
   for (unsigned byte = 0; byte < 256; ++byte) {
     byte_ids_.push_back(vocabulary_.find(options_.bytes ? std::string(1, static_cast<char>(byte)) : byte_piece(byte)));
   }
 }
 
+std::size_t Bpe::slot_of(int left, int right) const {
+  const std::uint64_t pair = std::uint64_t{static_cast<std::uint32_t>(left)} << 32U | static_cast<std::uint32_t>(right);
+  std::size_t at = (pair * 0x9E3779B97F4A7C15U >> 32U) & (rules_.size() - 1);  // 2^64 / the golden ratio
+  while (rules_[at].left >= 0 && (rules_[at].left != left || rules_[at].right != right)) {
+    at = (at + 1) & (rules_.size() - 1);
+  }
+  return at;
+}
+
 const Bpe::MergeRule* Bpe::find_rule(int left, int right) const {
-  const auto found = rules_.find(pair_key(left, right));
-  return found == rules_.end() ? nullptr : &found->second;
+  const MergeRule& rule = rules_[slot_of(left, right)];
+  return rule.left < 0 ? nullptr : &rule;
 }
 
 void Bpe::encode(std::string_view word, std::vector<std::int32_t>& ids) const {

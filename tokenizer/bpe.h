@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "tokenizer/vocabulary.h"
@@ -40,17 +39,21 @@ class Bpe {
   [[nodiscard]] const BpeOptions& options() const { return options_; }
 
  private:
+  // A flat table by the ids of the two, as Vocabulary's: 300 thousand rules are made for each run.
   struct MergeRule {
-    std::uint32_t rank;
-    int result;
+    int left = -1;  // -1: an empty slot
+    int right = -1;
+    int result = -1;
+    std::uint32_t rank = 0;
   };
+  [[nodiscard]] std::size_t slot_of(int left, int right) const;
   [[nodiscard]] const MergeRule* find_rule(int left, int right) const;
   [[nodiscard]] std::vector<std::int32_t> initial_symbols(std::string_view word) const;
   void merge_all(std::vector<std::int32_t>& symbols) const;
 
   Vocabulary vocabulary_;
-  std::unordered_map<std::uint64_t, MergeRule> rules_;  // by left and right
-  std::vector<int> byte_ids_;                           // of single bytes, or of <0xNN>; -1: none
+  std::vector<MergeRule> rules_;
+  std::vector<int> byte_ids_;  // of single bytes, or of <0xNN>; -1: none
   BpeOptions options_;
 };
 

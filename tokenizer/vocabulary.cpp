@@ -1,5 +1,8 @@
 #include "tokenizer/vocabulary.h"
 
+#include <algorithm>
+#include <bit>
+#include <functional>
 #include <optional>
 #include <utility>
 
@@ -8,9 +11,16 @@
 #include "tokenizer/byte_level.h"
 
 namespace vesper {
+namespace {
+
+std::uint32_t hash_of(std::string_view piece) {
+  return static_cast<std::uint32_t>(std::hash<std::string_view>()(piece));
+}
+
+}  // namespace
 
 Vocabulary::Vocabulary(std::vector<std::string> pieces, const std::string& source) : pieces_(std::move(pieces)) {
-  ids_.reserve(pieces_.size());
+  slots_.resize(std::bit_ceil(pieces_.size() * 2 + 1));
   for (int id = 0; id < size(); ++id) {
     const std::string& text = piece(id);
     if (text.empty()) {
@@ -21,33 +31,40 @@ Vocabulary::Vocabulary(std::vector<std::string> pieces, const std::string& sourc
       refuse({"reading " + source, "a piece of " + std::to_string(text.size()) + " bytes",
               "at most " + std::to_string(kMaxPieceBytes), ""});
     }
-    if (const auto [earlier, added] = ids_.emplace(text, id); !added) {
+    const std::uint32_t hash = hash_of(text);
+    Slot& slot = slots_[slot_of(text, hash)];
+    if (slot.id >= 0) {
       refuse({"reading " + source,
-              "the piece " + in_quotes(text) + " for the ids " + std::to_string(earlier->second) + " and " +
-                  std::to_string(id),
+              "the piece " + in_quotes(text) + " for the ids " + std::to_string(slot.id) + " and " + std::to_string(id),
               "each piece once", "copy or download the file again"});
     }
+    slot = {hash, id};
   }
 }
 
 Vocabulary Vocabulary::in_bytes() && {
-  Vocabulary spelled;
-  spelled.pieces_ = std::move(pieces_);
-  spelled.ids_ = std::move(ids_);
-  spelled.ids_.clear();  // its buckets stay
-  for (int id = 0; id < spelled.size(); ++id) {
-    std::string& text = spelled.pieces_[static_cast<std::size_t>(id)];
+  std::fill(slots_.begin(), slots_.end(), Slot());
+  for (int id = 0; id < size(); ++id) {
+    std::string& text = pieces_[static_cast<std::size_t>(id)];
     std::optional<std::string> bytes = bytes_of_piece(text);
     if (!bytes) continue;
     text = std::move(*bytes);
-    spelled.ids_.emplace(text, id);
+    const std::uint32_t hash = hash_of(text);
+    slots_[slot_of(text, hash)] = {hash, id};
   }
-  return spelled;
+  return std::move(*this);
+}
+
+std::size_t Vocabulary::slot_of(std::string_view piece, std::uint32_t hash) const {
+  std::size_t at = hash & (slots_.size() - 1);
+  while (slots_[at].id >= 0 && (slots_[at].hash != hash || this->piece(slots_[at].id) != piece)) {
+    at = (at + 1) & (slots_.size() - 1);
+  }
+  return at;
 }
 
 int Vocabulary::find(std::string_view piece) const {
-  const auto found = ids_.find(piece);
-  return found == ids_.end() ? -1 : found->second;
+  return slots_.empty() ? -1 : slots_[slot_of(piece, hash_of(piece))].id;
 }
 
 void place_piece(std::vector<std::string>& pieces, std::int64_t id, std::string_view piece, const std::string& source) {

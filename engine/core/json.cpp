@@ -1,7 +1,7 @@
 #include "engine/core/json.h"
 
 #include <fstream>
-#include <set>
+#include <utility>
 #include <vector>
 
 #include "engine/core/error.h"
@@ -9,34 +9,86 @@
 namespace vesper {
 namespace {
 
-constexpr int kMaxDepth = 64;
+constexpr std::size_t kMaxDepth = 64;
 constexpr std::size_t kMaxQuotedBytes = 100;
+
+// Builds the document from the parser's events. The library's own builder keeps the last of two equal keys, and a
+// callback that looked for them would hold every key twice: a tokenizer has some hundred thousand.
+class StrictBuilder final : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  explicit StrictBuilder(const std::string& source) : source_(source) {}
+  nlohmann::json take() && { return std::move(root_); }
+
+  bool null() override { return put(nullptr); }
+  bool boolean(bool value) override { return put(value); }
+  bool number_integer(number_integer_t value) override { return put(value); }
+  bool number_unsigned(number_unsigned_t value) override { return put(value); }
+  bool number_float(number_float_t value, const string_t& /*digits*/) override { return put(value); }
+  bool string(string_t& value) override { return put(std::move(value)); }
+  bool binary(binary_t& value) override { return put(std::move(value)); }
+  bool start_object(std::size_t /*elements*/) override { return open(nlohmann::json::object()); }
+  bool start_array(std::size_t /*elements*/) override { return open(nlohmann::json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+
+  bool key(string_t& name) override {
+    auto& object = open_.back()->get_ref<nlohmann::json::object_t&>();
+    const auto [at, is_new] = object.try_emplace(std::move(name));
+    if (!is_new) {
+      refuse({"reading " + source_, "the key " + in_quotes(at->first) + " twice in one object", "each key once",
+              "remove one of the two"});
+    }
+    value_ = &at->second;
+    return true;
+  }
+
+  bool parse_error(std::size_t /*position*/, const std::string& /*token*/,
+                   const nlohmann::json::exception& error) override {
+    std::string reason = error.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    if (const std::size_t end = reason.find("] "); end != std::string::npos) reason = reason.substr(end + 2);
+    refuse({"reading " + source_, reason, "one JSON document in UTF-8", "replace the file by a sound copy"});
+  }
+
+ private:
+  // Puts a value where the next one belongs, and remembers where that was.
+  bool put(nlohmann::json value) {
+    if (open_.empty()) {
+      value_ = &root_;
+    } else if (open_.back()->is_array()) {
+      value_ = &open_.back()->get_ref<nlohmann::json::array_t&>().emplace_back();
+    }
+    *value_ = std::move(value);
+    return true;
+  }
+
+  bool open(nlohmann::json container) {
+    if (open_.size() == kMaxDepth) {
+      refuse({"reading " + source_, "JSON nested deeper than " + std::to_string(kMaxDepth) + " levels",
+              "a flat document", "replace the file by a sound copy"});
+    }
+    put(std::move(container));
+    open_.push_back(value_);
+    return true;
+  }
+
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  const std::string& source_;
+  nlohmann::json root_;
+  nlohmann::json* value_ = nullptr;  // where the last value went, or the next one of an object goes
+  std::vector<nlohmann::json*>
+      open_;  // containers; none grows while one inside it is open, so these stay where they are
+};
 
 }  // namespace
 
 nlohmann::json parse_json(std::string_view text, const std::string& source) {
-  using Json = nlohmann::json;
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto guard = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kMaxDepth) {
-      refuse({"reading " + source, "JSON nested deeper than " + std::to_string(kMaxDepth) + " levels",
-              "a flat document", "replace the file by a sound copy"});
-    }
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
-      refuse({"reading " + source, "the key " + in_quotes(parsed.get<std::string>()) + " twice in one object",
-              "each key once", "remove one of the two"});
-    }
-    return true;
-  };
-  try {
-    return Json::parse(text.begin(), text.end(), guard);
-  } catch (const Json::exception& error) {
-    std::string reason = error.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
-    if (const std::size_t end = reason.find("] "); end != std::string::npos) reason = reason.substr(end + 2);
-    refuse({"reading " + source, reason, "one JSON document in UTF-8", "replace the file by a sound copy"});
-  }
+  StrictBuilder builder(source);
+  nlohmann::json::sax_parse(text.begin(), text.end(), &builder);
+  return std::move(builder).take();
 }
 
 nlohmann::json read_json_file(const std::string& path, std::int64_t max_bytes) {
