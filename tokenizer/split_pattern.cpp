@@ -12,6 +12,7 @@
 #include "engine/core/error.h"
 #include "engine/core/json.h"
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/unicode_categories.h"
 #include "tokenizer/utf8.h"
 
 namespace vesper {
@@ -21,10 +22,10 @@ namespace {
 constexpr std::size_t kMaxPatternBytes = 4096;
 // White_Space, as the inside of a class: all of category Z, and six controls.
 constexpr std::string_view kWhiteSpace = R"(\x{9}-\x{d}\x{85}\p{Z})";
-// Unicode's general categories (UAX #44, table 12).
-constexpr std::array<std::string_view, 37> kCategories = {
-    "L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me", "N",  "Nd", "Nl", "No", "P",  "Pc", "Pd", "Ps", "Pe",
-    "Pi", "Pf", "Po", "S",  "Sm", "Sc", "Sk", "So", "Z",  "Zs", "Zl", "Zp", "C",  "Cc", "Cf", "Cs", "Co", "Cn"};
+// Unicode's general categories (UAX #44, table 12), without those of controls and of what is unassigned.
+constexpr std::array<std::string_view, 31> kCategories = {
+    "L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Mn", "Mc", "Me", "N",  "Nd", "Nl", "No", "P", "Pc",
+    "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S", "Sm", "Sc", "Sk", "So", "Z",  "Zs", "Zl", "Zp"};
 
 // Limits of one match, in PCRE2's steps. Nearly all matches take a few; those of long runs of white space take as many
 // as the run has characters, so a match that needs more is tried again with more, out of a budget for the whole text.
@@ -86,20 +87,30 @@ class Translator {
     const std::string white(kWhiteSpace);
     if (c == 's') return replace(2, in_class_ ? white : "[" + white + "]");
     if (c == 'S' && !in_class_) return replace(2, "[^" + white + "]");
-    if (c == 'd') return replace(2, R"(\p{Nd})");
-    if (c == 'p' || c == 'P') {
-      const std::size_t end = rest_.find('}');
-      if (rest_.size() < 4 || rest_[2] != '{' || end == std::string_view::npos)
-        unsupported(std::string(rest_.substr(0, 3)));
-      const std::string_view name = rest_.substr(3, end - 3);
-      if (std::find(kCategories.begin(), kCategories.end(), name) == kCategories.end()) {
-        unsupported(std::string(rest_.substr(0, end + 1)));
-      }
-      return copy(end + 1);
-    }
+    if (c == 'd') return replace(2, members("Nd", /*negated=*/false));
+    if (c == 'p' || c == 'P') return category(c == 'P');
     const bool control = c == 'r' || c == 'n' || c == 't' || c == 'f';
     if (!control && std::ispunct(static_cast<unsigned char>(c)) == 0) unsupported(std::string(rest_.substr(0, 2)));
     copy(2);
+  }
+
+  // The characters of a category, as a class or inside one.
+  [[nodiscard]] std::string members(std::string_view name, bool negated) const {
+    const std::string inside = "\\p{" + std::string(name) + "}" + added_since_unicode14(name);
+    if (in_class_) return inside;
+    return (negated ? "[^" : "[") + inside + "]";
+  }
+
+  void category(bool negated) {
+    const std::size_t end = rest_.find('}');
+    if (rest_.size() < 4 || rest_[2] != '{' || end == std::string_view::npos || (negated && in_class_)) {
+      unsupported(std::string(rest_.substr(0, 3)) + (in_class_ ? " inside [...]" : ""));
+    }
+    const std::string_view name = rest_.substr(3, end - 3);
+    if (std::find(kCategories.begin(), kCategories.end(), name) == kCategories.end()) {
+      unsupported(std::string(rest_.substr(0, end + 1)));
+    }
+    replace(end + 1, members(name, negated));
   }
 
   void open_class() {
@@ -116,6 +127,7 @@ class Translator {
   }
 
   void group() {
+    if (rest_.starts_with("(*")) unsupported("(*");
     if (!rest_.starts_with("(?")) return copy(1);
     for (const std::string_view known : {"(?i:", "(?:", "(?=", "(?!", "(?<=", "(?<!"}) {
       if (rest_.starts_with(known)) return copy(known.size());
