@@ -110,7 +110,7 @@ class SentencePiece final : public Tokenizer {
       own.push_back(std::move(token));
     }
     const Vocabulary vocabulary(std::move(pieces), path_);
-    const std::vector<AddedToken> added = place_added_tokens(std::move(own), vocabulary, folder);
+    const std::vector<AddedToken> added = place_added_tokens(std::move(own), vocabulary, folder, path_);
     vocab_ = vocabulary.size();
     for (const AddedToken& token : added) {
       vocab_ = std::max(vocab_, token.id + 1);

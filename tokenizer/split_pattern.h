@@ -1,8 +1,8 @@
 // The regular expressions that cut a text into words before byte pair encoding, through PCRE2 in its UTF and UCP modes.
 //
-// Published patterns are written for Oniguruma (Hugging Face's `tokenizers`) and Rust's fancy-regex (tiktoken). Taken is
-// the part of their syntax that means the same in PCRE2. Two things are rewritten: \s to White_Space, because PCRE2's also
-// holds U+180E, and \p{...} to the category as Unicode 16.0 has it. Anything else is refused by name.
+// Published patterns are written for Oniguruma (Hugging Face's `tokenizers`) and Rust's fancy-regex (tiktoken). Taken
+// is the part of their syntax that means the same in PCRE2. Two things are rewritten: \s to White_Space, because
+// PCRE2's also holds U+180E, and \p{...} to the category as Unicode 16.0 has it. Anything else is refused by name.
 #pragma once
 
 #include <memory>

@@ -108,7 +108,8 @@ std::unique_ptr<Tokenizer> load_tiktoken(const std::string& path, const Tokenize
   parts.splits.emplace_back(kLlama3Pattern, path);
   const bool listed =
       std::any_of(folder.added.begin(), folder.added.end(), [](const auto& token) { return token.id >= 0; });
-  parts.added = place_added_tokens(listed ? std::vector<AddedToken>() : llama3_special_tokens(), vocabulary, folder);
+  parts.added =
+      place_added_tokens(listed ? std::vector<AddedToken>() : llama3_special_tokens(), vocabulary, folder, path);
   const auto name = [](const std::string& named, const char* otherwise) { return named.empty() ? otherwise : named; };
   parts.bos_id = named_token(name(folder.bos, "<|begin_of_text|>"), "bos_token", vocabulary, parts.added, folder);
   parts.eos_id = named_token(name(folder.eos, "<|end_of_text|>"), "eos_token", vocabulary, parts.added, folder);

@@ -101,7 +101,6 @@ AddedToken read_added_token(const Json& entry, const std::string& source) {
 
 TokenizerFolder read_tokenizer_folder(const std::string& path) {
   TokenizerFolder folder;
-  folder.path = path;
   const auto config = std::filesystem::path(path) / "tokenizer_config.json";
   folder.settings = config.string();
   std::error_code ignored;
@@ -127,7 +126,7 @@ TokenizerFolder read_tokenizer_folder(const std::string& path) {
 }
 
 std::vector<AddedToken> place_added_tokens(std::vector<AddedToken> own, const Vocabulary& vocabulary,
-                                           const TokenizerFolder& folder) {
+                                           const TokenizerFolder& folder, const std::string& source) {
   std::vector<AddedToken> tokens = std::move(own);
   const auto find = [&](const std::string& content) {
     return std::find_if(tokens.begin(), tokens.end(), [&](const auto& token) { return token.content == content; });
@@ -155,7 +154,7 @@ std::vector<AddedToken> place_added_tokens(std::vector<AddedToken> own, const Vo
     const bool is_piece = token.id >= 0 && token.id < vocabulary.size() && vocabulary.piece(token.id) == token.content;
     const bool is_new = token.id == next && vocabulary.find(token.content) < 0;
     if (!is_piece && !is_new) {
-      refuse({"reading the tokenizer of " + folder.path,
+      refuse({"reading " + source + " and its settings",
               "the id " + std::to_string(token.id) + " for the added token " + in_quotes(token.content),
               vocabulary.find(token.content) >= 0
                   ? std::to_string(vocabulary.find(token.content)) + ", as in the vocabulary"

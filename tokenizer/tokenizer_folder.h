@@ -13,7 +13,6 @@
 namespace vesper {
 
 struct TokenizerFolder {
-  std::string path;
   std::string settings;         // the file that the rest comes from, for messages
   std::string tokenizer_class;  // empty: not said
   std::string bos;              // text of the token; empty: not said
@@ -34,7 +33,7 @@ AddedToken read_added_token(const nlohmann::json& entry, const std::string& sour
 // count, as in transformers; a named special token (bos_token and its like) that is only a piece becomes a special
 // token. Throws an input error where a token's id is another's, or would leave a hole behind the vocabulary's.
 std::vector<AddedToken> place_added_tokens(std::vector<AddedToken> own, const Vocabulary& vocabulary,
-                                           const TokenizerFolder& folder);
+                                           const TokenizerFolder& folder, const std::string& source);
 
 // The id of the token that `setting` ("bos_token") names; -1 for an empty name. Throws an input error where there is
 // none.

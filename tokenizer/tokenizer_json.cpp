@@ -328,7 +328,7 @@ std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, const std
   Vocabulary vocabulary = vocabulary_of_json(*model.find("vocab"), path);
   const std::vector<Merge> merges = read_merges(model, vocabulary);
   BpeOptions options = read_options(model, vocabulary);
-  parts.added = place_added_tokens(read_added_tokens(document), vocabulary, folder);
+  parts.added = place_added_tokens(read_added_tokens(document), vocabulary, folder, path);
   if (document.find("normalizer") != nullptr) read_normalizer(document.part("normalizer"), parts.normalizer);
   if (document.find("pre_tokenizer") != nullptr)
     options.bytes = read_pre_tokenizer(document.part("pre_tokenizer"), parts);

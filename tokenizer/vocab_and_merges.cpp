@@ -93,7 +93,7 @@ std::unique_ptr<Tokenizer> load_vocab_and_merges(const std::string& vocab_path, 
   parts.path = vocab_path;
   parts.unread = folder.unread;
   set_splitting(parts, vocab_path, folder);
-  parts.added = place_added_tokens({}, vocabulary, folder);
+  parts.added = place_added_tokens({}, vocabulary, folder, vocab_path);
   parts.bos_id = named_token(folder.bos, "bos_token", vocabulary, parts.added, folder);
   parts.eos_id = named_token(folder.eos, "eos_token", vocabulary, parts.added, folder);
   parts.adds_bos = folder.adds_bos.value_or(false) && parts.bos_id >= 0;

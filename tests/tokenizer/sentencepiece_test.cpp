@@ -1,18 +1,13 @@
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <fstream>
-#include <functional>
-#include <iterator>
 #include <memory>
 #include <random>
-#include <sstream>
 #include <string>
 #include <vector>
 
-#include "engine/core/error.h"
 #include "tests/source_dir.h"
-#include "tokenizer/sentencepiece.h"
+#include "tests/tokenizer/random_text.h"
+#include "tests/tokenizer/small_tokenizers.h"
 #include "tokenizer/tokenizer.h"
 
 namespace vesper {
@@ -21,62 +16,6 @@ namespace {
 const Tokenizer& demo() {
   static const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(source_dir() + "/configs/demo");
   return *tokenizer;
-}
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.fault(), Fault::kInput);
-    return error.what();
-  }
-  return "";
-}
-
-// A text of `characters` random characters; U+2581 left out, which stands for a space.
-std::string random_text(std::mt19937& random, int characters) {
-  const auto draw = [&](std::uint32_t low, std::uint32_t high) {
-    return std::uniform_int_distribution<std::uint32_t>(low, high)(random);
-  };
-  std::string text;
-  for (int i = 0; i < characters; ++i) {
-    std::uint32_t code = 0;
-    switch (draw(0, 7)) {
-      case 0:
-        code = draw(0, 0x7F);
-        break;
-      case 1:
-        code = draw(0x80, 0x7FF);
-        break;
-      case 2:
-        code = draw(0x800, 0xD7FF);
-        break;
-      case 3:
-        code = draw(0x10000, 0x10FFFF);
-        break;
-      case 4:
-        code = ' ';
-        break;
-      default:
-        code = draw('a', 'z');
-    }
-    if (code == 0x2581) continue;
-    if (code < 0x80) {
-      text += static_cast<char>(code);
-      continue;
-    }
-    if (code < 0x800) {
-      text += static_cast<char>(0xC0U | code >> 6U);
-    } else if (code < 0x10000) {
-      text += static_cast<char>(0xE0U | code >> 12U);
-    } else {
-      text += static_cast<char>(0xF0U | code >> 18U);
-      text += static_cast<char>(0x80U | (code >> 12U & 0x3FU));
-    }
-    if (code >= 0x800) text += static_cast<char>(0x80U | (code >> 6U & 0x3FU));
-    text += static_cast<char>(0x80U | (code & 0x3FU));
-  }
-  return text;
 }
 
 TEST(SentencePiece, KnowsTheDemoModel) {
@@ -170,47 +109,16 @@ TEST(SentencePiece, AContinuedTextKeepsItsSpace) {
 }
 
 TEST(SentencePiece, RefusesInvalidUtf8ByOffset) {
-  const std::string message = refusal([] { (void)demo().encode("abc\xFFz"); });
+  const std::string message = refusal_of([] { (void)demo().encode("abc\xFFz"); });
   EXPECT_NE(message.find("0xff at byte offset 3"), std::string::npos) << message;
 }
 
 TEST(SentencePiece, RefusesIdsOutsideTheVocabulary) {
   for (const std::int32_t id : {-1, 4096}) {
-    const std::string message = refusal([id] { (void)demo().token_bytes(id); });
+    const std::string message = refusal_of([id] { (void)demo().token_bytes(id); });
     EXPECT_NE(message.find(std::to_string(id)), std::string::npos) << message;
     EXPECT_NE(message.find("0 to 4095"), std::string::npos) << message;
   }
-}
-
-std::string whole_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-// The test vectors of llama.cpp for Llama 2's tokenizer: texts between lines of a mark, one line of ids for each text.
-TEST(SentencePiece, AgreesWithTheVectorsForLlama2) {
-  const char* assets = std::getenv("VESPER_ASSETS");
-  if (assets == nullptr) GTEST_SKIP() << "VESPER_ASSETS names no folder with Llama 2's tokenizer and its vectors";
-  const std::unique_ptr<Tokenizer> llama =
-      load_sentencepiece(std::string(assets) + "/tokenizers/llama2/tokenizer.model", {});
-  std::string texts = whole_file(std::string(assets) + "/vectors/llama-spm.inp");
-  std::istringstream lines(whole_file(std::string(assets) + "/vectors/llama-spm.out"));
-  const std::string mark = "\n__ggml_vocab_test__\n";
-  ASSERT_TRUE(texts.ends_with(mark));
-  int compared = 0;
-  while (!texts.empty()) {
-    const std::size_t end = texts.find(mark);
-    const std::string text = texts.substr(0, end);
-    texts.erase(0, end + mark.size());
-    std::string line;
-    ASSERT_TRUE(std::getline(lines, line));
-    std::istringstream numbers(line);
-    const std::vector<std::int32_t> expected{std::istream_iterator<std::int32_t>(numbers), {}};
-    EXPECT_EQ(llama->encode(text), expected) << testing::PrintToString(text);
-    EXPECT_EQ(llama->decode(expected), text);
-    ++compared;
-  }
-  EXPECT_GT(compared, 40);
 }
 
 }  // namespace
