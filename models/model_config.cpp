@@ -11,6 +11,7 @@
 #include "engine/core/json.h"
 #include "models/config_keys.h"
 #include "models/families.h"
+#include "models/generation_config.h"
 #include "models/weight_table.h"
 
 namespace vesper {
@@ -151,7 +152,10 @@ ModelConfig load_model_config(const std::string& folder) {
     refuse({"opening the model " + folder, "no config.json in it",
             "a folder as Hugging Face's save_pretrained writes it", "check the path or copy config.json there"});
   }
-  return parse_model_config(read_json_file(path.string()), path.string());
+  ModelConfig config = parse_model_config(read_json_file(path.string()), path.string());
+  const GenerationConfig generation = load_generation_config(folder, config.vocab);
+  if (!generation.eos_ids.empty()) config.eos_ids = generation.eos_ids;
+  return config;
 }
 
 ModelConfig synthetic_model_config(const std::string& name) {

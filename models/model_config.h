@@ -40,7 +40,8 @@ struct ModelConfig {
 // architecture) is refused by name. `source` names the document in messages. Throws input errors.
 ModelConfig parse_model_config(const nlohmann::json& document, const std::string& source);
 
-// FOLDER/config.json.
+// FOLDER/config.json; the eos ids of FOLDER/generation_config.json take the place of its own, where that file names
+// any.
 ModelConfig load_model_config(const std::string& folder);
 
 // The shapes under configs/models: `name` as in synthetic:NAME. An unknown name lists the known ones. Files are looked
