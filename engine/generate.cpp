@@ -22,7 +22,7 @@ double seconds_since(Clock::time_point start) {
 struct Running {
   int number = 0;
   const GenerateRequest* request = nullptr;
-  CachedSequence sequence;
+  CachedSequence own_sequence;                // unused where a context is kept
   std::unique_ptr<StreamingDecoder> decoder;  // null without a tokenizer
   StopFilter stops;
   Clock::time_point last_token;
@@ -30,7 +30,18 @@ struct Running {
   int decode_steps = 0;
   bool finished = false;
   GenerateResult result;
+
+  CachedSequence& sequence() { return request->kept != nullptr ? request->kept->sequence : own_sequence; }
 };
+
+// How many of the prompt's tokens the kept context can stand for. The last one is fed in any case: its logits are asked
+// for.
+int reusable_tokens(const GenerateRequest& request) {
+  if (request.kept == nullptr) return 0;
+  const std::vector<std::int32_t>& ids = request.kept->ids;
+  const auto differs = std::mismatch(request.prompt.begin(), request.prompt.end() - 1, ids.begin(), ids.end());
+  return static_cast<int>(differs.first - request.prompt.begin());
+}
 
 class Generation {
  public:
@@ -41,11 +52,15 @@ class Generation {
       Running running;
       running.number = static_cast<int>(i);
       running.request = &requests[i];
-      running.sequence.request = static_cast<std::int32_t>(requests[i].sampling.request);
+      CachedSequence& sequence = running.sequence();
+      running.result.reused_tokens = reusable_tokens(requests[i]);
+      engine_.truncate(sequence, running.result.reused_tokens);
+      if (requests[i].kept != nullptr) requests[i].kept->ids.resize(static_cast<std::size_t>(sequence.length));
+      sequence.request = static_cast<std::int32_t>(requests[i].sampling.request);
       running.stops = StopFilter(requests[i].stop);
       running.result.prompt_tokens = static_cast<int>(requests[i].prompt.size());
       if (tokenizer != nullptr) running.decoder = std::make_unique<StreamingDecoder>(*tokenizer, true);
-      const bool reserved = engine_.reserve(running.sequence, running.result.prompt_tokens + requests[i].max_tokens);
+      const bool reserved = engine_.reserve(sequence, running.result.prompt_tokens + requests[i].max_tokens);
       if (!reserved) fail({"reserving KV pages", "too few", "what check_requests counted", ""});
       running_.push_back(std::move(running));
     }
@@ -92,29 +107,30 @@ class Generation {
     const GenerateRequest& request = *running.request;
     const std::span<const std::int32_t> prompt(request.prompt);
     const auto chunk = static_cast<std::size_t>(engine_.memory().limits.prefill_chunk);
-    const std::size_t prefilled =
-        prompt.size() - std::min(prompt.size(), static_cast<std::size_t>(std::max(0, request.decode_last)));
+    const auto reused = static_cast<std::size_t>(running.result.reused_tokens);
+    const std::size_t prefilled = std::max(
+        reused, prompt.size() - std::min(prompt.size(), static_cast<std::size_t>(std::max(0, request.decode_last))));
     const Clock::time_point begin = Clock::now();
-    running.sequence.prompt_length = static_cast<int>(prefilled);
+    running.sequence().prompt_length = static_cast<int>(prefilled);
     std::int32_t last_row = 0;
-    for (std::size_t at = 0; at < prompt.size();) {
+    for (std::size_t at = reused; at < prompt.size();) {
       if (interrupted()) return finish(running, FinishReason::kInterrupted);
       if (at < prefilled) {
         const std::size_t count = std::min(chunk, prefilled - at);
-        engine_.prefill(running.sequence, prompt.subspan(at, count));
+        engine_.prefill(running.sequence(), prompt.subspan(at, count));
         last_row = static_cast<std::int32_t>(count) - 1;
         at += count;
         if (at == prefilled) engine_.synchronize();
         if (at == prefilled) running.result.prefill_seconds = seconds_since(begin);
       } else {
-        CachedSequence* sequence = &running.sequence;
+        CachedSequence* sequence = &running.sequence();
         engine_.decode({&sequence, 1}, prompt.subspan(at, 1));
         last_row = 0;
         ++at;
       }
       if (hooks_.on_prefill) hooks_.on_prefill(running.number, static_cast<int>(at), running.result.prompt_tokens);
     }
-    running.result.prefill_tokens = static_cast<int>(prefilled);
+    running.result.prefill_tokens = static_cast<int>(prefilled - reused);
     if (request.max_tokens == 0) return finish(running, FinishReason::kLength);
     (void)engine_.logits({&last_row, 1});
     const std::int32_t step = 0;
@@ -136,11 +152,11 @@ class Generation {
     std::vector<SamplingParams> params;
     std::int64_t kv_tokens = 0;
     for (Running* running : active) {
-      sequences.push_back(&running->sequence);
+      sequences.push_back(&running->sequence());
       ids.push_back(running->result.ids.back());
       steps.push_back(static_cast<std::int32_t>(running->result.ids.size()));
       params.push_back(running->request->sampling);
-      kv_tokens += running->sequence.length + 1;
+      kv_tokens += running->sequence().length + 1;
     }
     const std::span<const std::int32_t> drawn = engine_.decode_and_sample(sequences, ids, params, steps);
     const Clock::time_point now = Clock::now();
@@ -159,15 +175,17 @@ class Generation {
   // Adds a drawn token to the answer and ends the sequence where it must end.
   void take(Running& running, std::int32_t id) {
     running.result.ids.push_back(id);
-    const std::vector<int>& eos = engine_.config().eos_ids;
-    if (!running.request->ignore_eos && std::find(eos.begin(), eos.end(), id) != eos.end()) {
-      return finish(running, FinishReason::kEos);
-    }
+    if (!running.request->ignore_eos && ends(*running.request, id)) return finish(running, FinishReason::kEos);
     if (running.decoder) emit(running, running.stops.push(running.decoder->push(id)));
     if (running.stops.stopped()) return finish(running, FinishReason::kStop);
     if (static_cast<int>(running.result.ids.size()) >= running.request->max_tokens) {
       finish(running, FinishReason::kLength);
     }
+  }
+
+  [[nodiscard]] bool ends(const GenerateRequest& request, std::int32_t id) const {
+    const auto among = [id](const auto& ids) { return std::find(ids.begin(), ids.end(), id) != ids.end(); };
+    return among(engine_.config().eos_ids) || among(request.end_ids);
   }
 
   void emit(Running& running, const std::string& text) {
@@ -184,8 +202,19 @@ class Generation {
     running.finished = true;
     running.result.finish = reason;
     if (running.decode_steps > 0) running.result.bytes_per_token = running.decode_bytes / running.decode_steps;
-    engine_.truncate(running.sequence, 0);
+    release(running);
     if (hooks_.on_finish) hooks_.on_finish(running.number, running.result);
+  }
+
+  // Gives pages back: all, or of a kept context those that were reserved for tokens that did not come.
+  void release(Running& running) {
+    KeptContext* kept = running.request->kept;
+    CachedSequence& sequence = running.sequence();
+    if (kept == nullptr) return engine_.truncate(sequence, 0);
+    engine_.truncate(sequence, sequence.length);
+    kept->ids = running.request->prompt;
+    kept->ids.insert(kept->ids.end(), running.result.ids.begin(), running.result.ids.end());
+    kept->ids.resize(static_cast<std::size_t>(sequence.length));
   }
 
   Engine& engine_;

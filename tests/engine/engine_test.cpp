@@ -130,6 +130,38 @@ TEST_F(EngineTest, PagesComeBack) {
   EXPECT_EQ(engine.free_pages(), pages);
 }
 
+TEST_F(EngineTest, AKeptContextGivesWhatARunFromScratchGives) {
+  Engine engine(kTiny, tiny_options(256, 1, 32), {});
+  const int pages = engine.free_pages();
+  const int vocab = engine.config().vocab;
+  KeptContext kept;
+  GenerateRequest request;
+  request.max_tokens = 9;
+  request.ignore_eos = true;
+  request.prompt = random_ids(50, 1, vocab);
+  for (const int more : {21, 3, 40}) {
+    GenerateRequest with_kept = request;
+    with_kept.kept = &kept;
+    const auto common = std::mismatch(kept.ids.begin(), kept.ids.end(), request.prompt.begin(), request.prompt.end());
+    const auto reused = static_cast<int>(common.first - kept.ids.begin());
+    const GenerateResult result = generate(engine, nullptr, {&with_kept, 1}, {})[0];
+    EXPECT_EQ(result.ids, generate(engine, nullptr, {&request, 1}, {})[0].ids) << more;
+    EXPECT_EQ(result.reused_tokens, reused);
+    EXPECT_EQ(result.prefill_tokens, static_cast<int>(request.prompt.size()) - reused);
+    EXPECT_EQ(static_cast<int>(kept.ids.size()), kept.sequence.length) << "all but the last id drawn";
+    EXPECT_EQ(engine.free_pages(), pages - engine.pages_for(kept.sequence.length));
+    // The next turn: the conversation so far, but for an answer whose end the template rewrites, and a question.
+    request.prompt.insert(request.prompt.end(), result.ids.begin(), result.ids.end() - 3);
+    const std::vector<std::int32_t> question = random_ids(more, static_cast<std::uint32_t>(more), vocab);
+    request.prompt.insert(request.prompt.end(), question.begin(), question.end());
+  }
+  request.kept = &kept;
+  request.prompt = kept.ids;
+  EXPECT_EQ(generate(engine, nullptr, {&request, 1}, {})[0].prefill_tokens, 1) << "the last token's logits are asked for";
+  engine.truncate(kept.sequence, 0);
+  EXPECT_EQ(engine.free_pages(), pages);
+}
+
 TEST_F(EngineTest, ADecodeStepAllocatesNothing) {
   Engine engine(kTiny, tiny_options(128, 2), {});
   std::array<CachedSequence, 2> sequences;
