@@ -10,12 +10,14 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "apps/answer_report.h"
 #include "apps/attention_report.h"
 #include "apps/options.h"
 #include "apps/progress.h"
 #include "apps/prompts.h"
+#include "apps/sampling_flags.h"
 #include "engine/core/error.h"
-#include "engine/statistics.h"
+#include "tokenizer/chat_tokens.h"
 
 namespace vesper {
 namespace {
@@ -31,6 +33,8 @@ struct GenerateOptions {
   SamplingParams sampling;
   std::vector<std::string> stop;
   bool ignore_eos = false;
+  bool chat = false;   // the prompt is a user's turn
+  std::string system;  // with chat: the system's turn before it; empty: none
   bool json = false;
 
   // Also of one prompt: what a script reads must not depend on the file's length.
@@ -43,51 +47,6 @@ volatile std::sig_atomic_t interrupt_count = 0;
 void on_interrupt(int /*signal*/) {
   interrupt_count = interrupt_count + 1;
   (void)std::signal(SIGINT, SIG_DFL);
-}
-
-std::string count_of(std::size_t count, const char* what = "token") {
-  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
-}
-
-// The figures of a run. TPOT is (time of the last token - TTFT) / (tokens - 1), end to end.
-struct Timings {
-  double ttft_ms;
-  double prefill_tokens_per_s;
-  double tpot_mean_ms;
-  double tpot_p50_ms;
-  double tpot_p99_ms;
-  double bytes_per_token;
-  double gbytes_per_s;
-};
-
-Timings timings_of(const GenerateResult& result) {
-  const double tpot = mean(result.token_seconds);
-  return Timings{
-      .ttft_ms = result.ttft_seconds * 1e3,
-      .prefill_tokens_per_s = result.prefill_seconds > 0 ? result.prefill_tokens / result.prefill_seconds : 0.0,
-      .tpot_mean_ms = tpot * 1e3,
-      .tpot_p50_ms = quantile(result.token_seconds, 0.5) * 1e3,
-      .tpot_p99_ms = quantile(result.token_seconds, 0.99) * 1e3,
-      .bytes_per_token = result.bytes_per_token,
-      .gbytes_per_s = tpot > 0 ? result.bytes_per_token / tpot / 1e9 : 0.0};
-}
-
-nlohmann::json to_json(const GenerateResult& result, std::int64_t peak_memory_bytes) {
-  const Timings timings = timings_of(result);
-  return {{"text", result.text},
-          {"ids", result.ids},
-          {"prompt_tokens", result.prompt_tokens},
-          {"finish_reason", finish_reason_name(result.finish)},
-          {"timings",
-           {{"ttft_ms", timings.ttft_ms},
-            {"prefill_tokens_per_s", timings.prefill_tokens_per_s},
-            {"tokens", result.ids.size()},
-            {"tpot_mean_ms", timings.tpot_mean_ms},
-            {"tpot_p50_ms", timings.tpot_p50_ms},
-            {"tpot_p99_ms", timings.tpot_p99_ms},
-            {"bytes_per_token", timings.bytes_per_token},
-            {"gbytes_per_s", timings.gbytes_per_s}}},
-          {"peak_memory_bytes", peak_memory_bytes}};
 }
 
 void print_statistics(const GenerateResult& result, std::int64_t peak_memory_bytes) {
@@ -113,9 +72,19 @@ void print_batch_statistics(const std::vector<GenerateResult>& results, double s
              count_of(tokens), seconds, static_cast<double>(tokens) / seconds, format_bytes(peak_memory_bytes));
 }
 
-// The prompts as token ids: text through the tokenizer, with BOS where it adds one; ids as they are.
+// The prompt as a user's turn, up to where the answer begins.
+std::vector<std::int32_t> encode_turn(const ChatTokens& chat, const std::string& system, const std::string& prompt) {
+  std::vector<ChatMessage> messages;
+  if (!system.empty()) messages.push_back({"system", system});
+  messages.push_back({"user", prompt});
+  return chat.encode(messages);
+}
+
+// The prompts as token ids: text through the template, where there is one, or through the tokenizer, with BOS where it
+// adds one; ids as they are.
 std::vector<std::vector<std::int32_t>> encode_prompts(const GenerateOptions& options, const ModelConfig& config,
-                                                      const Tokenizer* tokenizer) {
+                                                      const Tokenizer* tokenizer,
+                                                      const std::optional<ChatTokens>& chat) {
   if (options.random_ids > 0) return {random_ids(options.random_ids, options.model.seed, config.vocab)};
   if (options.has_ids) {
     std::vector<std::int32_t> ids = parse_ids(options.ids, "--ids");
@@ -124,6 +93,10 @@ std::vector<std::vector<std::int32_t>> encode_prompts(const GenerateOptions& opt
   }
   std::vector<std::vector<std::int32_t>> prompts;
   for (const std::string& text : read_prompts(options.sources)) {
+    if (chat) {
+      prompts.push_back(encode_turn(*chat, options.system, text));
+      continue;
+    }
     std::vector<std::int32_t> ids = tokenizer->encode_prompt(text);
     // Some tokenizers add no BOS to texts; an empty one has nothing else to start from.
     const int bos_id = tokenizer->bos_id() >= 0 ? tokenizer->bos_id() : config.bos_id;
@@ -190,12 +163,20 @@ int run_generate(const CLI::App& app, GenerateOptions options) {
     refuse({"reading the prompt", "a text for " + options.model.model + ", which has no tokenizer", "token ids",
             "use --random-ids or --ids"});
   }
-  if (options.sampling.temperature == 0.0F && (app.count("--top-k") > 0 || app.count("--top-p") > 0)) {
-    spdlog::warn("--temperature 0 is greedy: --top-k and --top-p change nothing");
-  }
+  apply_generation_config(app, options.model.model, config, options.sampling);
   const std::unique_ptr<Tokenizer> tokenizer = from_ids ? nullptr : load_tokenizer(options.model.model);
-  const std::vector<GenerateRequest> requests =
-      make_requests(options, encode_prompts(options, config, tokenizer.get()));
+  std::optional<ChatTokens> chat;
+  if (options.chat) {
+    check_utf8(options.system, "--system");
+    chat.emplace(load_chat_template(options.model.model), *tokenizer, today());
+  } else if (!from_ids && has_chat_template(options.model.model)) {
+    spdlog::info("this model has a chat template: with --chat, or in vesper chat, it is asked in its own format");
+  }
+  std::vector<GenerateRequest> requests =
+      make_requests(options, encode_prompts(options, config, tokenizer.get(), chat));
+  if (chat) {
+    for (GenerateRequest& request : requests) request.end_ids = chat->end_ids();
+  }
 
   const EngineOptions engine_settings = engine_options(options.model, static_cast<int>(requests.size()));
   check_requests(config, plan_engine_memory(options.model.model, config, engine_settings), requests);
@@ -265,23 +246,7 @@ void add_answer_flags(CLI::App& app, GenerateOptions& options) {
       ->capture_default_str()
       ->type_name("N")
       ->group(kAnswerFlags);
-  app.add_option("--temperature", options.sampling.temperature,
-                 "0 is greedy: always the likeliest token; above it tokens are drawn")
-      ->check(number(0.0, 100.0))
-      ->capture_default_str()
-      ->type_name("T")
-      ->group(kAnswerFlags);
-  app.add_option("--top-k", options.sampling.top_k, "Draw among the k likeliest tokens; 0 is all")
-      ->check(whole_number(0, INT32_MAX))
-      ->capture_default_str()
-      ->type_name("K")
-      ->group(kAnswerFlags);
-  app.add_option("--top-p", options.sampling.top_p,
-                 "Draw among the likeliest tokens that together reach this probability")
-      ->check(number(1e-6, 1.0))
-      ->capture_default_str()
-      ->type_name("P")
-      ->group(kAnswerFlags);
+  add_sampling_flags(app, options.sampling);
   add_seed_flag(app, options.model, "Of the draws, of --random-ids and of synthetic weights", kAnswerFlags);
   app.add_option("--stop", options.stop, "End before this text; may be given several times")
       ->check(some_text())
@@ -290,6 +255,15 @@ void add_answer_flags(CLI::App& app, GenerateOptions& options) {
       ->group(kAnswerFlags)
       ->excludes("--ids")
       ->excludes("--random-ids");
+  app.add_flag("--chat", options.chat, "The prompt is a user's turn: put it into the model's chat template")
+      ->group(kAnswerFlags)
+      ->excludes("--ids")
+      ->excludes("--random-ids");
+  app.add_option("--system", options.system, "With --chat: the system's turn before it")
+      ->check(some_text())
+      ->type_name("TEXT")
+      ->group(kAnswerFlags)
+      ->needs("--chat");
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on after an end-of-sequence token")->group(kAnswerFlags);
   app.add_flag("--json", options.json, "Print one JSON document, text and figures, an array for several prompts")
       ->group(kAnswerFlags);
@@ -306,6 +280,7 @@ Command make_generate(CLI::App& root) {
       "Examples:\n"
       "  vesper generate --model configs/demo --prompt \"It was a dark and stormy night\"\n"
       "  vesper generate --model configs/demo --prompt \"A ghost\" --temperature 0.7 --seed 7\n"
+      "  vesper generate --model DIR --chat --system \"Be brief.\" --prompt \"Who was Lovelace?\"\n"
       "  vesper generate --model synthetic:llama-3.1-8b --random-ids 1024 --ignore-eos\n"
       "Ctrl-C ends after the current token and still prints the figures.");
   auto options = std::make_shared<GenerateOptions>();

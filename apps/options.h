@@ -20,6 +20,7 @@ struct Command {
 
 // The table of commands is in main.cpp; each is defined in the file of its name.
 Command make_generate(CLI::App& root);
+Command make_chat(CLI::App& root);
 Command make_tokenize(CLI::App& root);
 Command make_logits(CLI::App& root);
 Command make_attend(CLI::App& root);

@@ -178,7 +178,7 @@ std::vector<std::string> on_demo(const std::string& command, const std::vector<s
 
 TEST(BadRequest, AnUnusableCommandLine) {
   const auto lists_commands = [](const std::vector<std::string>& arguments, const std::string& found) {
-    expect_names(refused(arguments), {found, "generate, tokenize, logits, attend, info"});
+    expect_names(refused(arguments), {found, "generate, chat, tokenize, logits, attend, info"});
   };
   lists_commands({}, "found nothing");
   lists_commands({"generte"}, "\"generte\"");
