@@ -26,18 +26,22 @@ VESPER_HD inline UniformValues uniform_values(std::uint64_t group, std::uint64_t
 
 // out element i, counted row-major = half_range * (2 u_i - 1), rounded to out's type (f32, bf16 or f16), with u_i from
 // word i mod 4 of Philox at counter (i / 4 as two words, tensor, 0), key seed. Uniform in +-half_range, so its variance
-// is half_range^2 / 3. `tensor` numbers the tensors of a model, so that they draw apart.
-void fill_uniform(const Exec& exec, const TensorRef& out, std::uint64_t seed, std::uint32_t tensor, float half_range);
+// is half_range^2 / 3. `tensor` numbers the tensors of a model, so that they draw apart. Where `out` is a part of a
+// tensor, its first element is number `first` of that, a multiple of 4.
+void fill_uniform(const Exec& exec, const TensorRef& out, std::uint64_t seed, std::uint32_t tensor, float half_range,
+                  std::int64_t first = 0);
 
 // Every element of out (f32, bf16 or f16) = value, rounded to its type.
 void fill_constant(const Exec& exec, const TensorRef& out, float value);
 
 namespace cpu {
-void fill_uniform(const TensorRef& out, std::uint64_t seed, std::uint32_t tensor, float half_range);
+void fill_uniform(const TensorRef& out, std::uint64_t seed, std::uint32_t tensor, float half_range,
+                  std::int64_t first = 0);
 void fill_constant(const TensorRef& out, float value);
 }  // namespace cpu
 namespace cuda {
-void fill_uniform(const Exec& exec, const TensorRef& out, std::uint64_t seed, std::uint32_t tensor, float half_range);
+void fill_uniform(const Exec& exec, const TensorRef& out, std::uint64_t seed, std::uint32_t tensor, float half_range,
+                  std::int64_t first);
 void fill_constant(const Exec& exec, const TensorRef& out, float value);
 }  // namespace cuda
 

@@ -2,6 +2,7 @@
 // tensor is aligned to it.
 // Bytes: out written once. A draw is some 100 integer instructions for four elements, which at 16 bits stays below the
 // time of the store.
+#include <cassert>
 #include <cstdint>
 
 #include "engine/core/dispatch.h"
@@ -22,6 +23,7 @@ template <typename T>
 struct UniformArgs {
   T* out;
   std::int64_t count;
+  std::int64_t first_group;
   std::uint64_t seed;
   std::uint32_t tensor;
   float half_range;
@@ -39,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) fill_uniform_groups(const __grid_con
   const std::int64_t first = 4 * group;
   if (first >= args.count) return;
   const UniformValues drawn =
-      uniform_values(static_cast<std::uint64_t>(group), args.seed, args.tensor, args.half_range);
+      uniform_values(static_cast<std::uint64_t>(args.first_group + group), args.seed, args.tensor, args.half_range);
   Four<T> four;
 #pragma unroll
   for (int i = 0; i < 4; ++i) four.element[i] = narrow<T>(drawn.value[i]);
@@ -69,12 +71,14 @@ __global__ void __launch_bounds__(kThreads) fill_constant_elements(const __grid_
 
 }  // namespace
 
-void fill_uniform(const Exec& exec, const TensorRef& out, std::uint64_t seed, std::uint32_t tensor, float half_range) {
+void fill_uniform(const Exec& exec, const TensorRef& out, std::uint64_t seed, std::uint32_t tensor, float half_range,
+                  std::int64_t first) {
+  assert(first % 4 == 0);
   if (out.size() == 0) return;
   dispatch_float(out.dtype, "fill_uniform", [&](auto element) {
     using T = decltype(element);
     launch("fill_uniform", fill_uniform_groups<T>, cover((out.size() + 3) / 4), exec.stream,
-           UniformArgs<T>{static_cast<T*>(out.data), out.size(), seed, tensor, half_range});
+           UniformArgs<T>{static_cast<T*>(out.data), out.size(), first / 4, seed, tensor, half_range});
   });
 }
 

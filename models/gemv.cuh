@@ -56,23 +56,7 @@ struct StreamedWeight {
   TileRows tile_rows;
 };
 
-// Eight elements, of which `inside` (0 or less: none) are inside their row; zero in place of the others. Where kAligned
-// a row ends with a multiple of eight.
-template <bool kAligned, typename T>
-__device__ uint4 load_eight(const T* from, int inside) {
-  if constexpr (kAligned) {
-    return inside > 0 ? *reinterpret_cast<const uint4*>(from) : uint4{};
-  } else {
-    unsigned word[4] = {};
-#pragma unroll
-    for (int i = 0; i < kVectorWidth; ++i) {
-      if (i < inside) word[i / 2] |= static_cast<unsigned>(from[i].bits) << (16 * (i % 2));
-    }
-    return {word[0], word[1], word[2], word[3]};
-  }
-}
-
-// The same to shared memory; where kAligned it is under way until wait_copies.
+// load_eight to shared memory; where kAligned it is under way until wait_copies.
 template <bool kAligned, typename T>
 __device__ void copy_eight(uint4* to, const T* from, int inside) {
   if constexpr (kAligned) {

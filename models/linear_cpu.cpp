@@ -30,19 +30,23 @@ void linear(TensorView<const float, 2> x, const LinearWeight& weight, TensorView
   const std::int64_t tokens = x.shape(0);
   const std::int64_t columns = x.shape(1);
   assert(weight.columns() == columns && weight.rows() == out.shape(1) && out.shape(0) == tokens);
+  const int count = weight.is_int4() ? 1 : weight.count;
+  const auto rows_of = [&](std::size_t b) { return weight.is_int4() ? weight.int4.rows : weight.blocks[b].shape[0]; };
   // Rows a tile: within kTileBytes, and enough tiles to keep all threads busy to the end; a multiple of 8, which the
-  // inner loops divide.
-  const std::int64_t most_rows = kTileBytes / (columns * dtype_bytes(weight.blocks[0].dtype));
+  // inner loops divide, or of the rows of a cell.
+  const std::int64_t row_bytes =
+      weight.is_int4() ? weight.int4.band_bytes() / kInt4CellRows : columns * dtype_bytes(weight.blocks[0].dtype);
+  const std::int64_t unit = weight.is_int4() ? kInt4CellRows : 8;
+  const std::int64_t most_rows = kTileBytes / row_bytes;
   const std::int64_t fair_rows = weight.rows() / (std::int64_t{8} * cpu_threads());
-  const std::int64_t tile_rows = std::max<std::int64_t>(8, std::min(most_rows, fair_rows) / 8 * 8);
+  const std::int64_t tile_rows = std::max(unit, std::min(most_rows, fair_rows) / unit * unit);
   const std::int64_t token_tiles = divide_up(tokens, kTileTokens);
 
   std::array<std::int64_t, 4> first_tile = {};  // of each block of rows
-  for (int b = 0; b < weight.count; ++b) {
-    const auto block = static_cast<std::size_t>(b);
-    first_tile[block + 1] = first_tile[block] + divide_up(weight.blocks[block].shape[0], tile_rows) * token_tiles;
+  for (std::size_t b = 0; b < static_cast<std::size_t>(count); ++b) {
+    first_tile[b + 1] = first_tile[b] + divide_up(rows_of(b), tile_rows) * token_tiles;
   }
-  const std::int64_t tiles = first_tile[static_cast<std::size_t>(weight.count)];
+  const std::int64_t tiles = first_tile[static_cast<std::size_t>(count)];
   const std::int64_t grain = kThreadProducts / (tile_rows * std::min(tokens, kTileTokens) * columns);
   const auto multiply = has_avx2() ? avx2::multiply : baseline::multiply;
 
@@ -50,16 +54,17 @@ void linear(TensorView<const float, 2> x, const LinearWeight& weight, TensorView
     for (std::int64_t i = begin; i < end; ++i) {
       std::size_t b = 0;
       std::int64_t block_row = 0;
-      for (; i >= first_tile[b + 1]; ++b) block_row += weight.blocks[b].shape[0];
-      const TensorRef& block = weight.blocks[b];
+      for (; i >= first_tile[b + 1]; ++b) block_row += rows_of(b);
       const std::int64_t r = (i - first_tile[b]) / token_tiles * tile_rows;
       const std::int64_t t = (i - first_tile[b]) % token_tiles * kTileTokens;
+      const void* first = weight.is_int4() ? weight.int4.data : weight.blocks[b].data;
       multiply({.x = x.data() + t * columns,
                 .tokens = std::min(kTileTokens, tokens - t),
                 .columns = columns,
-                .weight = static_cast<const std::byte*>(block.data) + r * columns * dtype_bytes(block.dtype),
-                .dtype = block.dtype,
-                .rows = std::min(tile_rows, block.shape[0] - r),
+                .weight = static_cast<const std::byte*>(first) + r * row_bytes,
+                .dtype = weight.blocks[b].dtype,
+                .is_int4 = weight.is_int4(),
+                .rows = std::min(tile_rows, rows_of(b) - r),
                 .out = out.data() + t * out.shape(1) + block_row + r,
                 .out_stride = out.shape(1)});
     }

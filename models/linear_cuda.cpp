@@ -5,7 +5,8 @@
 // form that cuBLAS calls TN. Sums are fp32; where cuBLASLt splits them over blocks, the parts are also fp32 (they are
 // added in its workspace, in a fixed order), so a 16-bit output is rounded once.
 // Bytes: W once for every tile of tokens that a block covers; from some hundred tokens on the product is bound by
-// flops.
+// flops. A 4-bit W goes through the GEMV kernel eight tokens at a time while that is the fewer bytes, else in panels of
+// rows that are dequantised and multiplied one after the other, each into its columns of out.
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -35,6 +36,7 @@ struct Shape {
   std::int64_t tokens = 0;
   std::int64_t rows = 0;
   std::int64_t columns = 0;
+  std::int64_t out_stride = 0;  // from one token of out to the next
   DType dtype = DType::kBf16;
   DType out_dtype = DType::kBf16;
   std::uint32_t weight_alignment = 0;
@@ -42,7 +44,7 @@ struct Shape {
   std::uint32_t out_alignment = 0;
 
   [[nodiscard]] auto key() const {
-    return std::tie(tokens, rows, columns, dtype, out_dtype, weight_alignment, x_alignment, out_alignment);
+    return std::tie(tokens, rows, columns, out_stride, dtype, out_dtype, weight_alignment, x_alignment, out_alignment);
   }
   bool operator<(const Shape& other) const { return key() < other.key(); }
 };
@@ -50,6 +52,12 @@ struct Shape {
 std::uint32_t alignment_of(const void* data) {
   const auto address = reinterpret_cast<std::uintptr_t>(data);
   return static_cast<std::uint32_t>(std::min<std::uintptr_t>(256, address & (~address + 1)));
+}
+
+TensorRef rows_from(TensorRef tensor, std::int64_t first, std::int64_t count) {
+  tensor.data = static_cast<std::byte*>(tensor.data) + first * tensor.shape[1] * dtype_bytes(tensor.dtype);
+  tensor.shape[0] = count;
+  return tensor;
 }
 
 cudaDataType_t cuda_type(DType dtype) {
@@ -84,7 +92,7 @@ Product::Product(cublasLtHandle_t handle, const Shape& shape, std::int64_t works
   check(cublasLtMatmulDescSetAttribute(&operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
   check(cublasLtMatrixLayoutInit(&weight, cuda_type(shape.dtype), columns, rows, shape.columns));
   check(cublasLtMatrixLayoutInit(&x, cuda_type(shape.dtype), columns, tokens, shape.columns));
-  check(cublasLtMatrixLayoutInit(&out, cuda_type(shape.out_dtype), rows, tokens, shape.rows));
+  check(cublasLtMatrixLayoutInit(&out, cuda_type(shape.out_dtype), rows, tokens, shape.out_stride));
 
   cublasLtMatmulPreferenceOpaque_t preference;
   check(cublasLtMatmulPreferenceInit(&preference));
@@ -108,7 +116,9 @@ Product::Product(cublasLtHandle_t handle, const Shape& shape, std::int64_t works
 }  // namespace
 
 struct LinearContext::Impl {
-  Impl() : workspace(Memory::kDevice, cuda::linear_workspace_bytes(), "cuBLASLt's workspace") {
+  explicit Impl(std::int64_t panel_bytes)
+      : workspace(Memory::kDevice, cuda::linear_workspace_bytes(), "cuBLASLt's workspace"),
+        panel(Memory::kDevice, panel_bytes, "the panel of dequantised weights") {
     multiprocessors = device_info(DeviceKind::kCuda).multiprocessors;
     check_cublas(cublasLtCreate(&handle), "starting cuBLASLt");
   }
@@ -119,10 +129,61 @@ struct LinearContext::Impl {
   Impl& operator=(Impl&&) = delete;
 
   Buffer workspace;
+  Buffer panel;
   cublasLtHandle_t handle = nullptr;
   int multiprocessors = 0;
   std::map<Shape, Product> products;
 };
+
+namespace {
+
+// Columns first_row, first_row + 1, ... of out = x matrix^T, through cuBLASLt.
+void multiply_many(const Exec& exec, LinearContext::Impl& impl, const TensorRef& x, const TensorRef& matrix,
+                   const TensorRef& out, std::int64_t first_row) {
+  void* to = static_cast<std::byte*>(out.data) + first_row * dtype_bytes(out.dtype);
+  const Shape shape{.tokens = x.shape[0],
+                    .rows = matrix.shape[0],
+                    .columns = matrix.shape[1],
+                    .out_stride = out.shape[1],
+                    .dtype = x.dtype,
+                    .out_dtype = out.dtype,
+                    .weight_alignment = alignment_of(matrix.data),
+                    .x_alignment = alignment_of(x.data),
+                    .out_alignment = alignment_of(to)};
+  auto found = impl.products.find(shape);
+  if (found == impl.products.end()) {
+    found = impl.products.try_emplace(shape, impl.handle, shape, impl.workspace.bytes()).first;
+  }
+  Product& product = found->second;
+  const float one = 1.0F;
+  const float zero = 0.0F;
+  check_cublas(cublasLtMatmul(impl.handle, &product.operation, &one, matrix.data, &product.weight, x.data, &product.x,
+                              &zero, to, &product.out, to, &product.out, &product.algorithm, impl.workspace.data(),
+                              static_cast<std::size_t>(impl.workspace.bytes()), exec.stream),
+               "multiplying matrices");
+}
+
+void linear_int4(const Exec& exec, LinearContext::Impl& impl, const TensorRef& x, const Int4Matrix& weight,
+                 const TensorRef& out) {
+  const std::int64_t tokens = x.shape[0];
+  if (tokens <= kMaxInt4GemvRows) {
+    for (std::int64_t t = 0; t < tokens; t += kMaxGemvRows) {
+      const std::int64_t count = std::min<std::int64_t>(kMaxGemvRows, tokens - t);
+      cuda::gemv_int4(exec, impl.multiprocessors, rows_from(x, t, count), weight, rows_from(out, t, count));
+    }
+    return;
+  }
+  assert(impl.panel.bytes() >= LinearContext::panel_bytes(weight.rows, weight.columns));
+  const std::int64_t fit = impl.panel.bytes() / (2 * weight.columns);
+  const std::int64_t step = fit < weight.rows ? fit / kInt4CellRows * kInt4CellRows : weight.rows;
+  for (std::int64_t r = 0; r < weight.rows; r += step) {
+    const TensorRef panel = impl.panel.ref(x.dtype, std::min(step, weight.rows - r), weight.columns);
+    cuda::dequantise_int4(exec, weight, r, panel);
+    multiply_many(exec, impl, x, panel, out, r);
+  }
+}
+
+}  // namespace
 
 namespace cuda {
 
@@ -135,8 +196,8 @@ int linear_multiprocessors(const LinearContext& context) {
   return context.impl()->multiprocessors;
 }
 
-LinearContext::Impl* create_linear_context() {
-  return std::make_unique<LinearContext::Impl>().release();
+LinearContext::Impl* create_linear_context(std::int64_t panel_bytes) {
+  return std::make_unique<LinearContext::Impl>(panel_bytes).release();
 }
 
 void destroy_linear_context(LinearContext::Impl* impl) noexcept {
@@ -145,33 +206,14 @@ void destroy_linear_context(LinearContext::Impl* impl) noexcept {
 
 void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
             const TensorRef& out) {
-  assert(context.impl() != nullptr && weight.count == 1);
+  assert(context.impl() != nullptr);
   LinearContext::Impl& impl = *context.impl();
-  const TensorRef& matrix = weight.blocks[0];
-  assert(x.dtype == matrix.dtype && x.shape[1] == matrix.shape[1]);
-  assert(out.shape[0] == x.shape[0] && out.shape[1] == matrix.shape[0]);
+  assert(x.shape[1] == weight.columns() && out.shape[0] == x.shape[0] && out.shape[1] == weight.rows());
   if (out.size() == 0) return;
-  if (x.shape[0] <= kMaxGemvRows) return gemv(exec, impl.multiprocessors, x, matrix, out);
-
-  const Shape shape{.tokens = x.shape[0],
-                    .rows = matrix.shape[0],
-                    .columns = matrix.shape[1],
-                    .dtype = x.dtype,
-                    .out_dtype = out.dtype,
-                    .weight_alignment = alignment_of(matrix.data),
-                    .x_alignment = alignment_of(x.data),
-                    .out_alignment = alignment_of(out.data)};
-  auto found = impl.products.find(shape);
-  if (found == impl.products.end()) {
-    found = impl.products.try_emplace(shape, impl.handle, shape, impl.workspace.bytes()).first;
-  }
-  Product& product = found->second;
-  const float one = 1.0F;
-  const float zero = 0.0F;
-  check_cublas(cublasLtMatmul(impl.handle, &product.operation, &one, matrix.data, &product.weight, x.data, &product.x,
-                              &zero, out.data, &product.out, out.data, &product.out, &product.algorithm,
-                              impl.workspace.data(), static_cast<std::size_t>(impl.workspace.bytes()), exec.stream),
-               "multiplying matrices");
+  if (weight.is_int4()) return linear_int4(exec, impl, x, weight.int4, out);
+  assert(weight.count == 1 && x.dtype == weight.blocks[0].dtype);
+  if (x.shape[0] <= kMaxGemvRows) return gemv(exec, impl.multiprocessors, x, weight.blocks[0], out);
+  multiply_many(exec, impl, x, weight.blocks[0], out, 0);
 }
 
 }  // namespace cuda

@@ -7,6 +7,7 @@
 #include "models/linear_lanes.h"
 
 #include "engine/core/lanes.h"
+#include "models/int4.h"
 
 namespace vesper::cpu::VESPER_LANES {
 namespace {
@@ -45,19 +46,99 @@ VESPER_INLINE void prefetch_next_rows(const Element* weight, std::int64_t column
   }
 }
 
+// A block's rows, eight columns of each at a time. The last columns of a row, fewer than eight, come with zeros.
+template <typename Weight>
+struct DenseRows {
+  template <int kRows>
+  struct Of {
+    const typename Weight::Element* weight;
+    std::int64_t columns;
+
+    Of(const LinearTile& tile, std::int64_t r)
+        : weight(static_cast<const typename Weight::Element*>(tile.weight) + r * tile.columns), columns(tile.columns) {}
+    [[gnu::always_inline]] void prefetch(std::int64_t c) const { prefetch_next_rows<kRows>(weight, columns, c); }
+    [[gnu::always_inline]] void next(std::int64_t c, f32x8 (&w)[kRows]) {
+      for (int j = 0; j < kRows; ++j) w[j] = Weight::load8(weight + j * columns + c);
+    }
+    [[gnu::always_inline]] void last(std::int64_t c, f32x8 (&w)[kRows]) {
+      for (int j = 0; j < kRows; ++j) {
+        w[j] = load_some(weight + j * columns + c, static_cast<int>(columns - c), Weight::load8);
+      }
+    }
+  };
+};
+
+// Eight 4-bit codes of a word, less 8. The bits of each stay where they are and become a float whose power of two is
+// taken off, exactly, where registers hold no shift by lanes.
+VESPER_INLINE f32x8 load_codes(const std::uint32_t* from) {
+#ifdef __AVX2__
+  using i32x8 = std::int32_t __attribute__((vector_size(32)));
+  const std::uint32_t word = *from;
+  const u32x8 words = {word, word, word, word, word, word, word, word};
+  const u32x8 shifts = {int4_shift(0), int4_shift(1), int4_shift(2), int4_shift(3),
+                        int4_shift(4), int4_shift(5), int4_shift(6), int4_shift(7)};
+  const u32x8 codes = (words >> shifts) & 15U;
+  return __builtin_convertvector(reinterpret_cast<i32x8>(codes) - 8, f32x8);
+#else
+  static_assert(int4_shift(2) == 4 && int4_shift(4) == 8 && int4_shift(6) == 12 && int4_shift(1) == 16);
+  using i32x4 = std::int32_t __attribute__((vector_size(16)));
+  const auto even = static_cast<std::int32_t>(*from & 0xFFFFU);
+  const auto odd = static_cast<std::int32_t>(*from >> 16);
+  const i32x4 halves = {even, odd, even, odd};
+  const f32x4 lower = __builtin_convertvector(halves & i32x4{0xF, 0xF, 0xF0, 0xF0}, f32x4);
+  const f32x4 upper = __builtin_convertvector(halves & i32x4{0xF00, 0xF00, 0xF000, 0xF000}, f32x4);
+  return {lower * f32x4{1.0F, 1.0F, 0x1p-4F, 0x1p-4F} - 8.0F,
+          upper * f32x4{0x1p-8F, 0x1p-8F, 0x1p-12F, 0x1p-12F} - 8.0F};
+#endif
+}
+
+// Rows in 4 bits: scale * (code - 8) has 15 significant bits at most, so a weight is the same number as dequantised to
+// fp32, and a sum has the same bits.
+struct Int4Rows {
+  template <int kRows>
+  struct Of {
+    static_assert(kInt4CellRows % kRows == 0);  // all in one cell
+    const std::byte* cell;
+    int row;  // the first, in its cell
+    float scales[kInt4CellRows] = {};
+
+    Of(const LinearTile& tile, std::int64_t r)
+        : cell(static_cast<const std::byte*>(tile.weight) +
+               r / kInt4CellRows * ((tile.columns + kInt4SpanColumns - 1) / kInt4SpanColumns * kInt4CellBytes)),
+          row(static_cast<int>(r % kInt4CellRows)) {}
+    [[gnu::always_inline]] void prefetch(std::int64_t /*c*/) const {}  // a cell's rows are a stream of their own
+    [[gnu::always_inline]] void next(std::int64_t c, f32x8 (&w)[kRows]) {
+      const auto octet = static_cast<int>(c % kInt4SpanColumns / 8);
+      if (octet == 0) enter_span(c);
+      const auto* words = reinterpret_cast<const std::uint32_t*>(cell) + row * kInt4RowWords + int4_word(octet);
+      for (int j = 0; j < kRows; ++j) w[j] = load_codes(words + j * kInt4RowWords) * splat(scales[j]);
+    }
+    [[gnu::always_inline]] void last(std::int64_t c, f32x8 (&w)[kRows]) { next(c, w); }
+
+   private:
+    [[gnu::always_inline]] void enter_span(std::int64_t c) {
+      if (c > 0) cell += kInt4CellBytes;
+      const auto* stored = reinterpret_cast<const std::uint16_t*>(cell + kInt4CodesBytes);
+      float widened[kInt4CellRows];
+      store(widened, load_f16(stored));
+      store(widened + 8, load_f16(stored + 8));
+      for (int j = 0; j < kRows; ++j) scales[j] = widened[int4_scale(row + j)];
+    }
+  };
+};
+
 // The block of sums at token t, row r.
-template <typename Weight, int kTokens, int kRows>
+template <typename Rows, int kTokens, int kRows>
 [[gnu::always_inline]] inline void multiply_block(const LinearTile& tile, std::int64_t t, std::int64_t r) {
-  using Element = typename Weight::Element;
   const std::int64_t columns = tile.columns;
   const float* x = tile.x + t * columns;
-  const Element* weight = static_cast<const Element*>(tile.weight) + r * columns;
+  typename Rows::template Of<kRows> rows(tile, r);
   f32x8 sum[kTokens][kRows] = {};
   std::int64_t c = 0;
   for (; c + 8 <= columns; c += 8) {
-    if constexpr (kTokens < kBlockTokens) prefetch_next_rows<kRows>(weight, columns, c);
+    if constexpr (kTokens < kBlockTokens) rows.prefetch(c);
     f32x8 w[kRows];
-    for (int j = 0; j < kRows; ++j) w[j] = Weight::load8(weight + j * columns + c);
+    rows.next(c, w);
     for (int i = 0; i < kTokens; ++i) {
       const f32x8 token = load(x + i * columns + c);
       for (int j = 0; j < kRows; ++j) sum[i][j] += token * w[j];
@@ -65,11 +146,13 @@ template <typename Weight, int kTokens, int kRows>
   }
   if (c < columns) {
     const auto left = static_cast<int>(columns - c);
+    f32x8 w[kRows];
+    rows.last(c, w);
 #pragma GCC unroll 8
-    for (int j = 0; j < kRows; ++j) {
-      const f32x8 w = load_some(weight + j * columns + c, left, Weight::load8);
+    for (int i = 0; i < kTokens; ++i) {
+      const f32x8 token = load_some(x + i * columns + c, left, load);
 #pragma GCC unroll 8
-      for (int i = 0; i < kTokens; ++i) sum[i][j] += load_some(x + i * columns + c, left, load) * w;
+      for (int j = 0; j < kRows; ++j) sum[i][j] += token * w[j];
     }
   }
 
@@ -88,28 +171,28 @@ template <typename Weight, int kTokens, int kRows>
 }
 
 // All rows for kTokens tokens.
-template <typename Weight, int kTokens, int kRows>
+template <typename Rows, int kTokens, int kRows>
 void multiply_tokens(const LinearTile& tile, std::int64_t t) {
   std::int64_t r = 0;
-  for (; r + kRows <= tile.rows; r += kRows) multiply_block<Weight, kTokens, kRows>(tile, t, r);
-  for (; r < tile.rows; ++r) multiply_block<Weight, kTokens, 1>(tile, t, r);
+  for (; r + kRows <= tile.rows; r += kRows) multiply_block<Rows, kTokens, kRows>(tile, t, r);
+  for (; r < tile.rows; ++r) multiply_block<Rows, kTokens, 1>(tile, t, r);
 }
 
-template <typename Weight>
+template <typename Rows>
 void multiply_typed(const LinearTile& tile) {
   std::int64_t t = 0;
-  for (; t + kBlockTokens <= tile.tokens; t += kBlockTokens) multiply_tokens<Weight, kBlockTokens, 2>(tile, t);
+  for (; t + kBlockTokens <= tile.tokens; t += kBlockTokens) multiply_tokens<Rows, kBlockTokens, 2>(tile, t);
   switch (tile.tokens - t) {
     case 1:
-      return multiply_tokens<Weight, 1, kRowsOfOneToken>(tile, t);
+      return multiply_tokens<Rows, 1, kRowsOfOneToken>(tile, t);
     case 2:
-      return multiply_tokens<Weight, 2, kRowsOfOneToken / 2>(tile, t);
+      return multiply_tokens<Rows, 2, kRowsOfOneToken / 2>(tile, t);
     case 3:
-      return multiply_tokens<Weight, 3, 2>(tile, t);
+      return multiply_tokens<Rows, 3, 2>(tile, t);
     case 4:
-      return multiply_tokens<Weight, 4, 2>(tile, t);
+      return multiply_tokens<Rows, 4, 2>(tile, t);
     case 5:
-      return multiply_tokens<Weight, 5, 2>(tile, t);
+      return multiply_tokens<Rows, 5, 2>(tile, t);
     default:
       return;
   }
@@ -118,9 +201,10 @@ void multiply_typed(const LinearTile& tile) {
 }  // namespace
 
 void multiply(const LinearTile& tile) {
-  if (tile.dtype == DType::kF32) multiply_typed<WeightF32>(tile);
-  if (tile.dtype == DType::kBf16) multiply_typed<WeightBf16>(tile);
-  if (tile.dtype == DType::kF16) multiply_typed<WeightF16>(tile);
+  if (tile.is_int4) return multiply_typed<Int4Rows>(tile);
+  if (tile.dtype == DType::kF32) multiply_typed<DenseRows<WeightF32>>(tile);
+  if (tile.dtype == DType::kBf16) multiply_typed<DenseRows<WeightBf16>>(tile);
+  if (tile.dtype == DType::kF16) multiply_typed<DenseRows<WeightF16>>(tile);
 }
 
 }  // namespace vesper::cpu::VESPER_LANES

@@ -12,8 +12,9 @@ struct LinearTile {
   const float* x = nullptr;  // [tokens, columns]
   std::int64_t tokens = 0;
   std::int64_t columns = 0;
-  const void* weight = nullptr;  // [rows, columns] of type f32, bf16 or f16
+  const void* weight = nullptr;  // [rows, columns] of type f32, bf16 or f16, or cells of models/int4.h from row 0 on
   DType dtype = DType::kF32;
+  bool is_int4 = false;  // then `dtype` says nothing
   std::int64_t rows = 0;
   float* out = nullptr;  // [tokens, rows], a row every `out_stride` elements
   std::int64_t out_stride = 0;

@@ -1,18 +1,29 @@
 #include "models/weight_table.h"
 
+#include <algorithm>
 #include <cassert>
 #include <type_traits>
+#include <utility>
 
 namespace vesper {
 namespace {
 
 constexpr std::int64_t kAlignment = 256;  // what cudaMalloc gives, and more than any vector load asks for
 
-void store(TensorRef& to, const TensorRef& tensor) {
-  to = tensor;
+std::int64_t aligned(std::int64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-void store(LinearWeight& to, const TensorRef& tensor) {
+void store(TensorRef& to, const PlacedWeight& placed) {
+  to = placed.tensor;
+}
+
+void store(LinearWeight& to, const PlacedWeight& placed) {
+  if (placed.int4.data != nullptr) {
+    to.int4 = placed.int4;
+    return;
+  }
+  const TensorRef& tensor = placed.tensor;
   if (to.count > 0) {
     TensorRef& last = to.blocks[static_cast<std::size_t>(to.count - 1)];
     if (static_cast<std::byte*>(last.data) + last.bytes() == tensor.data && last.dtype == tensor.dtype) {
@@ -24,11 +35,11 @@ void store(LinearWeight& to, const TensorRef& tensor) {
 }
 
 template <auto Member>
-void into(ModelWeights& weights, int layer, const TensorRef& tensor) {
+void into(ModelWeights& weights, int layer, const PlacedWeight& placed) {
   if constexpr (std::is_invocable_v<decltype(Member), ModelWeights&>) {
-    store(weights.*Member, tensor);
+    store(weights.*Member, placed);
   } else {
-    store(weights.layers[static_cast<std::size_t>(layer)].*Member, tensor);
+    store(weights.layers[static_cast<std::size_t>(layer)].*Member, placed);
   }
 }
 
@@ -126,36 +137,55 @@ std::vector<ExpectedWeight> expected_weights(const ModelConfig& config) {
   return all;
 }
 
-WeightsLayout lay_out(std::span<const ExpectedWeight> expected, DType dtype) {
+WeightsLayout lay_out(std::span<const ExpectedWeight> expected, DType dtype, Int4Layout int4) {
   WeightsLayout layout;
   layout.dtype = dtype;
   for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (int4.replaces(i)) {
+      layout.offsets.push_back(0);
+      continue;
+    }
     const bool continues = i > 0 && expected[i].rule->destination == expected[i - 1].rule->destination;
-    if (!continues) layout.bytes = (layout.bytes + kAlignment - 1) / kAlignment * kAlignment;
+    if (!continues) layout.bytes = aligned(layout.bytes);
     layout.offsets.push_back(layout.bytes);
     layout.bytes += expected[i].elements() * dtype_bytes(dtype);
   }
+  if (int4.bytes > 0) {
+    layout.int4_offset = aligned(layout.bytes);
+    layout.bytes = layout.int4_offset + int4.bytes;
+  }
+  layout.int4 = std::move(int4);
   return layout;
 }
 
-TensorRef laid_out_tensor(const WeightsLayout& layout, std::span<const ExpectedWeight> expected, std::size_t i,
-                          void* buffer) {
-  void* data = static_cast<std::byte*>(buffer) + layout.offsets[i];
+PlacedWeight laid_out_weight(const WeightsLayout& layout, std::span<const ExpectedWeight> expected, std::size_t i,
+                             void* buffer) {
+  auto* start = static_cast<std::byte*>(buffer);
+  PlacedWeight placed;
+  if (const Int4Part* part = layout.int4.of(i)) placed.int4 = part->matrix(start + layout.int4_offset);
+  if (layout.int4.replaces(i)) return placed;
+  void* data = start + layout.offsets[i];
   const std::vector<std::int64_t>& shape = expected[i].shape;
-  return shape.size() == 1 ? tensor_ref(data, layout.dtype, shape[0])
-                           : tensor_ref(data, layout.dtype, shape[0], shape[1]);
+  placed.tensor =
+      shape.size() == 1 ? tensor_ref(data, layout.dtype, shape[0]) : tensor_ref(data, layout.dtype, shape[0], shape[1]);
+  return placed;
 }
 
 ModelWeights place_weights(const ModelConfig& config, std::span<const ExpectedWeight> expected,
-                           std::span<const TensorRef> tensors) {
-  assert(expected.size() == tensors.size());
+                           std::span<const PlacedWeight> placed) {
+  assert(expected.size() == placed.size());
   ModelWeights weights;
   weights.layers.resize(static_cast<std::size_t>(config.layers));
   for (std::size_t i = 0; i < expected.size(); ++i) {
-    expected[i].rule->destination(weights, expected[i].layer, tensors[i]);
-    weights.bytes += tensors[i].bytes();
+    expected[i].rule->destination(weights, expected[i].layer, placed[i]);
+    weights.bytes += placed[i].tensor.bytes();
+    const bool continues = i > 0 && placed[i].int4.data == placed[i - 1].int4.data;
+    if (continues || placed[i].int4.data == nullptr) continue;
+    weights.bytes += placed[i].int4.bytes();
+    weights.panel_bytes =
+        std::max(weights.panel_bytes, LinearContext::panel_bytes(placed[i].int4.rows, placed[i].int4.columns));
   }
-  if (config.tied_embeddings) store(weights.head, weights.embedding);
+  if (config.tied_embeddings) store(weights.head, placed.front());
   weights.dtype = weights.embedding.dtype;
   return weights;
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "models/model_config.h"
+#include "models/weight_format.h"
 #include "models/weights.h"
 
 namespace vesper {
@@ -20,8 +21,15 @@ enum class Extent : std::uint8_t { kVocab, kHidden, kQRows, kKvRows, kFfn, kAbse
 // product is then a partial sum).
 enum class ShardRule : std::uint8_t { kNone, kRows, kColumns };
 
-// Stores a tensor in the weights; a matrix of several parts grows by one block.
-using Destination = void (*)(ModelWeights& weights, int layer, const TensorRef& tensor);
+// A weight where it lies: a tensor, or the whole 4-bit matrix that it is a part of. The embedding may be both: its copy
+// in 4 bits is the head.
+struct PlacedWeight {
+  TensorRef tensor;
+  Int4Matrix int4;
+};
+
+// Stores a weight in its place; a matrix of several tensors grows by one block.
+using Destination = void (*)(ModelWeights& weights, int layer, const PlacedWeight& placed);
 
 struct WeightRule {
   std::string_view name;  // Hugging Face's; "{}" stands for the layer
@@ -50,22 +58,24 @@ struct ExpectedWeight {
 // All tensors of the model: embedding, layers in order, final norm, and the head unless it is tied.
 std::vector<ExpectedWeight> expected_weights(const ModelConfig& config);
 
-// Where the expected weights lie in one buffer, all in one type: each at a multiple of 256 bytes, but the parts of a
-// matrix directly behind each other.
+// Where the expected weights lie in one buffer: first those that stay tensors, all in one type, each at a multiple of
+// 256 bytes, but the parts of a matrix directly behind each other; then the quantised matrices.
 struct WeightsLayout {
   DType dtype = DType::kBf16;
-  std::vector<std::int64_t> offsets;  // in bytes, one an expected weight
+  std::vector<std::int64_t> offsets;  // in bytes, one an expected weight; 0 for what is quantised
+  Int4Layout int4;
+  std::int64_t int4_offset = 0;
   std::int64_t bytes = 0;
 };
-WeightsLayout lay_out(std::span<const ExpectedWeight> expected, DType dtype);
+WeightsLayout lay_out(std::span<const ExpectedWeight> expected, DType dtype, Int4Layout int4 = {});
 
-// The tensor `i` of a buffer that is laid out so.
-TensorRef laid_out_tensor(const WeightsLayout& layout, std::span<const ExpectedWeight> expected, std::size_t i,
-                          void* buffer);
+// The weight `i` of a buffer that is laid out so.
+PlacedWeight laid_out_weight(const WeightsLayout& layout, std::span<const ExpectedWeight> expected, std::size_t i,
+                             void* buffer);
 
-// Weights that view `tensors`, one an expected weight. Parts that lie side by side become one block; a tied head is the
+// Weights that view `placed`, one an expected weight. Parts that lie side by side become one block; a tied head is the
 // embedding. Sets all but `files` and `storage`.
 ModelWeights place_weights(const ModelConfig& config, std::span<const ExpectedWeight> expected,
-                           std::span<const TensorRef> tensors);
+                           std::span<const PlacedWeight> placed);
 
 }  // namespace vesper

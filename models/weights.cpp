@@ -3,23 +3,18 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <utility>
 
 #include "engine/core/error.h"
 #include "engine/core/json.h"
-#include "engine/core/parallel.h"
-#include "engine/core/stream.h"
 #include "models/checkpoint.h"
+#include "models/uploader.h"
 #include "models/weight_table.h"
 
 namespace vesper {
 namespace {
 
-// Two of these: large enough that a copy over PCIe (some 50 GB/s) takes longer than its launch, small beside the model.
-constexpr std::int64_t kStagingBytes = 32LL << 20;
-constexpr std::int64_t kConvertGrain = 1LL << 16;  // elements; 128 KiB and more of one thread's reading
 constexpr std::size_t kNamesInMessage = 3;
 
 // The tensors of a checkpoint in the order of the table.
@@ -118,100 +113,37 @@ void log_ignored(const Checkpoint& checkpoint, const Match& match) {
   if (!what.empty()) spdlog::info("{}: ignoring {}", checkpoint.folder, what);
 }
 
-template <typename From, typename To>
-void convert_range(const std::byte* from, std::byte* to, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t i = begin; i < end; ++i) {  // memcpy: `from` need not be aligned
-    From value{};
-    std::memcpy(&value, from + i * static_cast<std::int64_t>(sizeof(From)), sizeof(From));
-    const To converted = from_float<To>(to_float(value));
-    std::memcpy(to + i * static_cast<std::int64_t>(sizeof(To)), &converted, sizeof(To));
-  }
-}
-
-using ConvertRange = void (*)(const std::byte*, std::byte*, std::int64_t, std::int64_t);
-
-ConvertRange converter(DType from, DType to) {
-  assert(to == DType::kBf16 || to == DType::kF16);
-  const bool to_bf16 = to == DType::kBf16;
-  switch (from) {
-    case DType::kF32:
-      return to_bf16 ? convert_range<float, bf16> : convert_range<float, f16>;
-    case DType::kF16:
-      return to_bf16 ? convert_range<f16, bf16> : convert_range<f16, f16>;
-    default:
-      return to_bf16 ? convert_range<bf16, bf16> : convert_range<bf16, f16>;
-  }
-}
-
-// Reads, and converts where the types differ, on all CPU threads; this is also what brings the file into memory.
-void convert(const std::byte* from, DType from_type, std::byte* to, DType to_type, std::int64_t elements) {
-  const ConvertRange range = from_type == to_type ? nullptr : converter(from_type, to_type);
-  parallel_for(elements, kConvertGrain, [=](std::int64_t begin, std::int64_t end) {
-    if (range != nullptr) return range(from, to, begin, end);
-    const std::int64_t size = dtype_bytes(from_type);
-    std::memcpy(to + begin * size, from + begin * size, static_cast<std::size_t>((end - begin) * size));
-  });
-}
-
-// Host to device through two pinned buffers: while one is copied, the other is filled.
-class Uploader {
- public:
-  Uploader(const Exec& exec, const Progress& progress, std::int64_t total_bytes)
-      : exec_(exec), progress_(progress), total_bytes_(total_bytes) {}
-
-  void upload(const StoredTensor& from, const TensorRef& to) {
-    const std::int64_t from_size = dtype_bytes(from.dtype);
-    const std::int64_t to_size = dtype_bytes(to.dtype);
-    const std::int64_t step = kStagingBytes / to_size;
-    for (std::int64_t first = 0; first < to.size(); first += step) {
-      const std::int64_t count = std::min(step, to.size() - first);
-      Slot& slot = slots_[turn_++ % slots_.size()];
-      slot.copied.synchronize();  // at once where it has not been used yet
-      auto* staged = static_cast<std::byte*>(slot.staging.data());
-      convert(from.data + first * from_size, from.dtype, staged, to.dtype, count);
-      copy_bytes(exec_, static_cast<std::byte*>(to.data) + first * to_size, staged, count * to_size);
-      slot.copied.record(exec_);
-      done_bytes_ += count * from_size;
-      if (progress_) progress_(done_bytes_, total_bytes_);
-    }
-  }
-
-  void finish() const {
-    for (const Slot& slot : slots_) slot.copied.synchronize();
-  }
-
- private:
-  struct Slot {
-    Buffer staging{Memory::kPinned, kStagingBytes, "a staging buffer for weights"};
-    Event copied;
-  };
-
-  Exec exec_;
-  const Progress& progress_;
-  std::int64_t total_bytes_;
-  std::int64_t done_bytes_ = 0;
-  std::size_t turn_ = 0;
-  std::array<Slot, 2> slots_;
-};
-
 DType device_dtype(DType stored, DeviceKind device) {
   return device == DeviceKind::kCuda && stored == DType::kF32 ? DType::kBf16 : stored;
 }
 
-ModelWeights load_on_cuda(const Match& match, const ModelConfig& config, const Exec& exec, const Progress& progress) {
-  const WeightsLayout layout = lay_out(match.expected, device_dtype(match.dtype, DeviceKind::kCuda));
-  std::int64_t total_bytes = 0;
-  for (const StoredTensor* stored : match.stored) total_bytes += stored->bytes;
+// Of all that is read: a tied head is quantised from a second reading of the embedding.
+std::int64_t bytes_to_read(const Match& match, const Int4Layout& int4) {
+  std::int64_t total = 0;
+  for (const StoredTensor* stored : match.stored) total += stored->bytes;
+  for (const Int4Part& part : int4.parts) {
+    if (part.beside) total += match.stored[part.weight]->bytes;
+  }
+  return total;
+}
 
+ModelWeights load_on_cuda(const Match& match, const ModelConfig& config, const Exec& exec, WeightFormat format,
+                          const Progress& progress) {
+  const WeightsLayout layout = lay_out(match.expected, device_dtype(match.dtype, DeviceKind::kCuda),
+                                       lay_out_int4(match.expected, config.tied_embeddings, format));
   Buffer storage(Memory::kDevice, layout.bytes, "the weights");
-  std::vector<TensorRef> tensors;
-  Uploader uploader(exec, progress, total_bytes);
+  std::vector<PlacedWeight> placed;
+  Uploader uploader(exec, progress, bytes_to_read(match, layout.int4), !layout.int4.parts.empty());
   for (std::size_t i = 0; i < match.expected.size(); ++i) {
-    tensors.push_back(laid_out_tensor(layout, match.expected, i, storage.data()));
-    uploader.upload(*match.stored[i], tensors.back());
+    placed.push_back(laid_out_weight(layout, match.expected, i, storage.data()));
+    if (!layout.int4.replaces(i)) uploader.upload(*match.stored[i], placed.back().tensor);
+    if (const Int4Part* part = layout.int4.of(i)) {
+      if (part->first_row == 0) clear_int4_padding(exec, placed.back().int4);
+      uploader.quantise(*match.stored[i], part->first_row, placed.back().int4);
+    }
   }
   uploader.finish();
-  ModelWeights weights = place_weights(config, match.expected, tensors);
+  ModelWeights weights = place_weights(config, match.expected, placed);
   weights.storage = std::move(storage);
   return weights;
 }
@@ -220,62 +152,115 @@ bool is_aligned(const StoredTensor& tensor) {
   return reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<std::uintptr_t>(dtype_bytes(tensor.dtype)) == 0;
 }
 
-// Where each tensor lies in the file. A header of odd length leaves tensors that are not aligned for their type; those
-// are copied.
-ModelWeights load_on_cpu(Checkpoint checkpoint, const Match& match, const ModelConfig& config) {
+TensorRef tensor_at(void* data, const StoredTensor& stored) {
+  return stored.shape.size() == 1 ? tensor_ref(data, stored.dtype, stored.shape[0])
+                                  : tensor_ref(data, stored.dtype, stored.shape[0], stored.shape[1]);
+}
+
+// A tensor in panels of rows, so that progress shows.
+void quantise_on_cpu(const TensorRef& from, std::int64_t first_row, const Int4Matrix& to,
+                     const std::function<void(std::int64_t)>& on_bytes) {
+  const std::int64_t row_bytes = from.bytes() / from.shape[0];
+  const std::int64_t panel_rows = std::max<std::int64_t>(1, kStagingBytes / row_bytes);
+  for (std::int64_t r = 0; r < from.shape[0]; r += panel_rows) {
+    TensorRef panel = from;
+    panel.data = static_cast<std::byte*>(from.data) + r * row_bytes;
+    panel.shape[0] = std::min(panel_rows, from.shape[0] - r);
+    cpu::quantise_int4(panel, first_row + r, to);
+    on_bytes(panel.bytes());
+  }
+}
+
+// Where each tensor lies in the file, or quantised from there. A header of odd length leaves tensors that are not
+// aligned for their type; those are copied.
+ModelWeights load_on_cpu(Checkpoint checkpoint, const Match& match, const ModelConfig& config, WeightFormat format,
+                         const Progress& progress) {
+  const Int4Layout int4 = lay_out_int4(match.expected, config.tied_embeddings, format);
   std::int64_t copied_bytes = 0;
-  for (const StoredTensor* stored : match.stored) {
-    if (!is_aligned(*stored)) copied_bytes += stored->bytes + dtype_bytes(DType::kF32);
+  std::int64_t total_bytes = 0;  // to quantise
+  for (std::size_t i = 0; i < match.stored.size(); ++i) {
+    const StoredTensor& stored = *match.stored[i];
+    if (!is_aligned(stored)) copied_bytes += stored.bytes + dtype_bytes(DType::kF32);
+    if (int4.of(i) != nullptr) total_bytes += stored.bytes;
   }
-  Buffer storage(Memory::kHost, copied_bytes, "unaligned weights");
-  auto* free = static_cast<std::byte*>(storage.data());
-  std::vector<TensorRef> tensors;
-  for (const StoredTensor* stored : match.stored) {
+  Buffer storage(Memory::kHost, int4.bytes + copied_bytes, "weights that are quantised or unaligned");
+  auto* free = static_cast<std::byte*>(storage.data()) + int4.bytes;
+  std::int64_t done_bytes = 0;
+  const auto quantised = [&](std::int64_t bytes) {
+    done_bytes += bytes;
+    if (progress) progress(done_bytes, total_bytes);
+  };
+  std::vector<PlacedWeight> placed;
+  for (std::size_t i = 0; i < match.stored.size(); ++i) {
+    const StoredTensor& stored = *match.stored[i];
     // TensorRef views what may be written elsewhere; weights are only read.
-    void* data = const_cast<std::byte*>(stored->data);
-    if (!is_aligned(*stored)) {
-      std::memcpy(free, stored->data, static_cast<std::size_t>(stored->bytes));
+    void* data = const_cast<std::byte*>(stored.data);
+    if (!is_aligned(stored)) {
+      std::memcpy(free, stored.data, static_cast<std::size_t>(stored.bytes));
       data = free;
-      free += (stored->bytes + 3) / 4 * 4;
+      free += (stored.bytes + 3) / 4 * 4;
     }
-    tensors.push_back(stored->shape.size() == 1 ? tensor_ref(data, stored->dtype, stored->shape[0])
-                                                : tensor_ref(data, stored->dtype, stored->shape[0], stored->shape[1]));
+    PlacedWeight& weight = placed.emplace_back();
+    const TensorRef tensor = tensor_at(data, stored);
+    if (!int4.replaces(i)) weight.tensor = tensor;
+    if (const Int4Part* part = int4.of(i)) {
+      weight.int4 = part->matrix(storage.data());
+      if (part->first_row == 0) cpu::clear_int4_padding(weight.int4);
+      quantise_on_cpu(tensor, part->first_row, weight.int4, quantised);
+    }
   }
-  ModelWeights weights = place_weights(config, match.expected, tensors);
+  ModelWeights weights = place_weights(config, match.expected, placed);
   weights.files = std::move(checkpoint.files);
   weights.storage = std::move(storage);
   return weights;
 }
 
+// Of the panels that CUDA's products of many rows want.
+std::int64_t linear_panel_bytes(const Int4Layout& int4, DeviceKind device) {
+  std::int64_t most = 0;
+  for (const Int4Part& part : int4.parts) most = std::max(most, LinearContext::panel_bytes(part.rows, part.columns));
+  return device == DeviceKind::kCuda ? most : 0;
+}
+
 }  // namespace
 
-WeightsPlan plan_weights(const std::string& folder, const ModelConfig& config, DeviceKind device) {
+WeightsPlan plan_weights(const std::string& folder, const ModelConfig& config, DeviceKind device, WeightFormat format) {
   const Checkpoint checkpoint = open_checkpoint(folder);
   const Match match = match_checkpoint(checkpoint, config);
+  Int4Layout int4 = lay_out_int4(match.expected, config.tied_embeddings, format);
   WeightsPlan plan;
   plan.dtype = device_dtype(match.dtype, device);
+  plan.panel_bytes = linear_panel_bytes(int4, device);
   if (device == DeviceKind::kCuda) {
-    plan.device_bytes = lay_out(match.expected, plan.dtype).bytes;
-  } else {
-    for (const StoredTensor* stored : match.stored) plan.device_bytes += stored->bytes;
+    plan.device_bytes = lay_out(match.expected, plan.dtype, std::move(int4)).bytes;
+    return plan;
+  }
+  plan.device_bytes = int4.bytes;
+  for (std::size_t i = 0; i < match.stored.size(); ++i) {
+    if (!int4.replaces(i)) plan.device_bytes += match.stored[i]->bytes;
   }
   return plan;
 }
 
-WeightsPlan plan_synthetic_weights(const ModelConfig& config, DeviceKind device) {
-  const DType dtype = device_dtype(config.dtype, device);
-  return {dtype, lay_out(expected_weights(config), dtype).bytes};
+WeightsPlan plan_synthetic_weights(const ModelConfig& config, DeviceKind device, WeightFormat format) {
+  const std::vector<ExpectedWeight> expected = expected_weights(config);
+  Int4Layout int4 = lay_out_int4(expected, config.tied_embeddings, format);
+  WeightsPlan plan;
+  plan.dtype = device_dtype(config.dtype, device);
+  plan.panel_bytes = linear_panel_bytes(int4, device);
+  plan.device_bytes = lay_out(expected, plan.dtype, std::move(int4)).bytes;
+  return plan;
 }
 
 ModelWeights load_weights(const std::string& folder, const ModelConfig& config, const Exec& exec,
-                          const Progress& progress) {
+                          const Progress& progress, WeightFormat format) {
   Checkpoint checkpoint = open_checkpoint(folder);
   const Match match = match_checkpoint(checkpoint, config);
   log_ignored(checkpoint, match);
   if constexpr (kHaveCuda) {
-    if (exec.on_cuda()) return load_on_cuda(match, config, exec, progress);
+    if (exec.on_cuda()) return load_on_cuda(match, config, exec, format, progress);
   }
-  return load_on_cpu(std::move(checkpoint), match, config);
+  return load_on_cpu(std::move(checkpoint), match, config, format, progress);
 }
 
 }  // namespace vesper

@@ -160,6 +160,86 @@ TEST(WeightsCuda, CrossTheStagingBuffers) {
   expect_weights(stream.exec(), load(folder, tiny, stream.exec()), tiny, DType::kBf16);
 }
 
+// All matrices of two sets of weights, on the device and on the CPU, byte for byte.
+void expect_int4(const Exec& exec, const ModelWeights& cuda, const ModelWeights& cpu, bool head) {
+  const auto same = [&](const LinearWeight& found, const LinearWeight& expected, const std::string& what) {
+    ASSERT_TRUE(found.is_int4() && expected.is_int4()) << what;
+    ASSERT_EQ(found.rows(), expected.rows()) << what;
+    ASSERT_EQ(found.columns(), expected.columns()) << what;
+    const std::vector<std::byte> bytes = read_back(exec, tensor_ref(found.int4.data, DType::kU8, found.bytes()));
+    const auto* from = expected.int4.data;
+    const auto [at, unused] = std::mismatch(bytes.begin(), bytes.end(), from);
+    EXPECT_EQ(at, bytes.end()) << what << " differs from byte " << at - bytes.begin() << " of " << bytes.size();
+  };
+  ASSERT_EQ(cuda.layers.size(), cpu.layers.size());
+  for (std::size_t l = 0; l < cpu.layers.size(); ++l) {
+    same(cuda.layers[l].qkv, cpu.layers[l].qkv, "qkv of layer " + std::to_string(l));
+    same(cuda.layers[l].o, cpu.layers[l].o, "o of layer " + std::to_string(l));
+    same(cuda.layers[l].gate_up, cpu.layers[l].gate_up, "gate and up of layer " + std::to_string(l));
+    same(cuda.layers[l].down, cpu.layers[l].down, "down of layer " + std::to_string(l));
+  }
+  EXPECT_EQ(cuda.head.is_int4(), head);
+  if (head) same(cuda.head, cpu.head, "head");
+}
+
+TEST(Int4WeightsCuda, AreThoseOfTheCpu) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16}) {
+    for (const WeightFormat format : {WeightFormat::kInt4, WeightFormat::kInt4Head}) {
+      for (const bool tied : {false, true}) {
+        const TempFolder folder;
+        ModelConfig config = TinyCheckpoint::shape();
+        config.tied_embeddings = tied;
+        const TinyCheckpoint tiny(config, dtype);
+        tiny.write_single(folder);
+        std::int64_t done = 0;
+        std::int64_t total = 0;
+        const auto progress = [&](std::int64_t done_bytes, std::int64_t total_bytes) {
+          done = done_bytes;
+          total = total_bytes;
+        };
+        const ModelWeights cuda = load_weights(folder.path(), config, stream.exec(), progress, format);
+        EXPECT_EQ(done, total);
+        const ModelWeights cpu = load_weights(folder.path(), config, Exec{}, nullptr, format);
+        expect_int4(stream.exec(), cuda, cpu, format == WeightFormat::kInt4Head);
+        const DType held = dtype == DType::kF32 ? DType::kBf16 : dtype;
+        expect_tensor(stream.exec(), cuda.embedding, tiny, {"model.embed_tokens.weight"}, held);
+        expect_tensor(stream.exec(), cuda.final_norm, tiny, {"model.norm.weight"}, held);
+        const WeightsPlan plan = plan_weights(folder.path(), config, DeviceKind::kCuda, format);
+        EXPECT_EQ(cuda.storage.bytes(), plan.device_bytes);
+        EXPECT_EQ(cuda.panel_bytes, plan.panel_bytes);
+      }
+    }
+  }
+}
+
+// gate of 24 000 x 1024 in f32 is 98 MB: three panels of 32 MiB and a rest.
+TEST(Int4WeightsCuda, CrossThePanels) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const TempFolder folder;
+  ModelConfig config = TinyCheckpoint::shape();
+  config.layers = 1;
+  config.ffn = 24000;
+  config.hidden = 1024;
+  const TinyCheckpoint tiny(config, DType::kF32);
+  tiny.write_single(folder);
+  const ModelWeights cuda = load_weights(folder.path(), config, stream.exec(), nullptr, WeightFormat::kInt4);
+  expect_int4(stream.exec(), cuda, load_weights(folder.path(), config, Exec{}, nullptr, WeightFormat::kInt4), false);
+}
+
+TEST(SyntheticInt4WeightsCuda, AreThoseOfTheCpu) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  for (const DType dtype : {DType::kBf16, DType::kF16}) {
+    ModelConfig config = synthetic_model_config("tiny");
+    config.dtype = dtype;
+    expect_int4(stream.exec(), synthetic_weights(config, 7, stream.exec(), WeightFormat::kInt4Head),
+                synthetic_weights(config, 7, Exec{}, WeightFormat::kInt4Head), true);
+  }
+}
+
 TEST(SyntheticWeightsCuda, AreThoseOfTheCpu) {
   VESPER_NEEDS_GPU();
   const Stream stream(DeviceKind::kCuda);
