@@ -49,7 +49,8 @@ std::vector<AttentionLine> attention_lines(const AttentionConfig& attention, con
 }
 
 nlohmann::json as_json(const ModelConfig& config, const std::string& tokenizer, const MemoryPlan& plan,
-                       const std::vector<AttentionLine>& attention, const DeviceInfo& device) {
+                       const std::vector<AttentionLine>& attention, const DeviceInfo& device,
+                       const std::string& weights) {
   nlohmann::json document;
   document["device"] = {{"kind", device.kind == DeviceKind::kCuda ? "cuda" : "cpu"},
                         {"name", device.name},
@@ -69,6 +70,7 @@ nlohmann::json as_json(const ModelConfig& config, const std::string& tokenizer, 
                        {"tied_embeddings", config.tied_embeddings},
                        {"parameters", config.parameters()}};
   document["tokenizer"] = tokenizer.empty() ? nlohmann::json() : nlohmann::json(tokenizer);
+  document["weights"] = weights;
   document["memory"] = {{"max_context", plan.limits.max_context}, {"max_seqs", plan.limits.max_seqs},
                         {"page_tokens", plan.limits.page_tokens}, {"kv_pages", plan.kv_pages},
                         {"total_bytes", plan.total_bytes},        {"free_bytes", plan.free_bytes},
@@ -92,7 +94,7 @@ int run_info(const InfoOptions& options) {
   std::string tokenizer;
   if (has_tokenizer(options.model.model)) tokenizer = load_tokenizer(options.model.model)->description();
   if (options.json) {
-    fmt::print("{}\n", as_json(config, tokenizer, plan, lines, device).dump(2));
+    fmt::print("{}\n", as_json(config, tokenizer, plan, lines, device, options.model.weights).dump(2));
     return 0;
   }
   fmt::print("device      {}\n", device_line(device));
@@ -111,6 +113,7 @@ int run_info(const InfoOptions& options) {
              plan.limits.max_seqs == 1 ? "" : "s", plan.limits.max_context, plan.limits.max_context == 1 ? "" : "s",
              plan.kv_pages, plan.kv_pages == 1 ? "" : "s", plan.limits.page_tokens,
              plan.context_was_cut ? " (what fits in 90 % of free memory)" : "");
+  fmt::print("weights     {}\n", options.model.weights);
   fmt::print("memory      {} of {} free\n", format_bytes(plan.total_bytes), format_bytes(plan.free_bytes));
   for (const MemoryPart& part : plan.parts) fmt::print("  {:<20} {:>10}\n", part.name, format_bytes(part.bytes));
   return 0;

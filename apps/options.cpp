@@ -98,6 +98,12 @@ void add_seed_flag(CLI::App& app, ModelOptions& options, const std::string& what
 
 void add_engine_flags(CLI::App& app, ModelOptions& options) {
   add_device_flags(app, options);
+  app.add_option("--weights", options.weights,
+                 "What the matrices are held in: stored (the checkpoint's own type), int4 (those of the layers are "
+                 "quantised to 4 bits while loading), or int4,head (the head too)")
+      ->capture_default_str()
+      ->type_name("FORMAT")
+      ->group(kRunFlags);
   app.add_option("--max-context", options.max_context,
                  "Tokens a sequence may hold, prompt and answer together; by default the model's maximum, or what "
                  "fits in 90 % of free memory")
@@ -127,7 +133,8 @@ EngineOptions engine_options(const ModelOptions& options, int max_seqs) {
                                   .prefill_chunk = options.prefill_chunk,
                                   .page_tokens = options.page_tokens},
                        .attention = options.attention,
-                       .seed = options.seed};
+                       .seed = options.seed,
+                       .weights = weight_format_of(options.weights)};
 }
 
 Engine load_engine(const std::string& model, const EngineOptions& options) {

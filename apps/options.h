@@ -36,6 +36,7 @@ struct ModelOptions {
   std::string model;
   std::string device = "auto";
   std::string attention = "dense";
+  std::string weights = "stored";
   int max_context = 0;
   int prefill_chunk = 2048;
   int page_tokens = 16;
@@ -44,7 +45,7 @@ struct ModelOptions {
 void add_model_flag(CLI::App& app, std::string& model);
 // --device, --attention, --page-tokens.
 void add_device_flags(CLI::App& app, ModelOptions& options);
-// These and --max-context, --prefill-chunk.
+// These and --weights, --max-context, --prefill-chunk.
 void add_engine_flags(CLI::App& app, ModelOptions& options);
 // --seed; `what` it is of differs from command to command.
 void add_seed_flag(CLI::App& app, ModelOptions& options, const std::string& what, const char* group);

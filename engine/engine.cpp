@@ -15,8 +15,10 @@ namespace {
 
 constexpr std::string_view kSynthetic = "synthetic:";
 
-WeightsPlan plan_weights_of(const std::string& model, const ModelConfig& config, DeviceKind device) {
-  return is_synthetic(model) ? plan_synthetic_weights(config, device) : plan_weights(model, config, device);
+WeightsPlan plan_weights_of(const std::string& model, const ModelConfig& config, const EngineOptions& options) {
+  const DeviceKind device = options.limits.device;
+  return is_synthetic(model) ? plan_synthetic_weights(config, device, options.weights)
+                             : plan_weights(model, config, device, options.weights);
 }
 
 // Draw arrays for one step, laid out one after the other.
@@ -76,7 +78,7 @@ MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& confi
   if constexpr (kHaveCuda) {
     if (limits.device == DeviceKind::kCuda) cuda::check_attention_shape(attention_shape(config, limits.page_tokens));
   }
-  return plan_memory(config, plan_weights_of(model, config, limits.device), parse_arms(options, config), limits,
+  return plan_memory(config, plan_weights_of(model, config, options), parse_arms(options, config), limits,
                      device_info(limits.device).free_bytes);
 }
 
@@ -97,8 +99,8 @@ Engine::Engine(const std::string& model, const EngineOptions& options, const Pro
                  config_.max_positions);
   }
 
-  weights_ = is_synthetic(model) ? synthetic_weights(config_, options.seed, exec)
-                                 : load_weights(model, config_, exec, progress);
+  weights_ = is_synthetic(model) ? synthetic_weights(config_, options.seed, exec, options.weights)
+                                 : load_weights(model, config_, exec, progress, options.weights);
   const DType dtype = activation_dtype(limits.device, weights_.dtype);
   const int chunk = std::max(limits.prefill_chunk, limits.max_seqs);
   const int rows = logit_rows(limits.max_seqs);

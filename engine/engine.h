@@ -27,6 +27,7 @@ struct EngineOptions {
   std::vector<std::string> other_attention = {};  // further ones over the same cache, to compare: Engine::use_attention
   std::uint64_t seed = 0;                         // of synthetic weights
   bool graphs = true;                             // CUDA: decode steps are recorded once and replayed
+  WeightFormat weights = WeightFormat::kStored;
 };
 
 // Whether `--model` names a shape with weights drawn from a seed: synthetic:NAME.

@@ -51,6 +51,7 @@ MemoryPlan plan_for_context(const ModelConfig& config, const WeightsPlan& weight
       {"logits", std::int64_t{logit_rows(limits.max_seqs)} * config.vocab * dtype_bytes(DType::kF32)},
       {"step inputs", StepInputs::bytes(chunk, limits.max_seqs, seq_pages)},
       {"cuBLASLt workspace", LinearContext::workspace_bytes(limits.device)},
+      {"dequantised panel", weights.panel_bytes},
       {"graphs", 0},  // none are captured yet
   };
   for (const MemoryPart& part : plan.parts) plan.total_bytes += part.bytes;

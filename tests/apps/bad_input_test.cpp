@@ -289,6 +289,13 @@ TEST(BadRequest, MoreThanContextOrMemoryHold) {
                {"200 sequences of 16000000 tokens", "free", "number of sequences"});
 }
 
+TEST(BadRequest, WeightFormatThatIsNotKnown) {
+  for (const char* command : {"info", "generate"}) {
+    expect_names(refused(on_demo(command, {"--weights", "int3"})),
+                 {"--weights", "\"int3\"", "stored, int4 or int4,head"});
+  }
+}
+
 TEST(BadRequest, AttentionThatIsNotKnown) {
   const TempFolder folder;
   const std::string path = folder / "attention.json";

@@ -42,6 +42,22 @@ TEST(Info, IsReadWithoutJson) {
   }
 }
 
+// The 8B model's layers hold 6 979 321 856 weights in matrices, all in whole spans; 4.125 bits each.
+TEST(Info, PlansWhatIsQuantised) {
+  const auto weights_of = [](const std::string& format) {
+    const RunResult result = run_well({"info", "--model", "synthetic:llama-3.1-8b", "--device", "cpu", "--max-context",
+                                       "16", "--weights", format, "--json"});
+    const auto document = nlohmann::json::parse(result.out);
+    EXPECT_EQ(document.at("weights"), format);
+    return document.at("memory").at("parts").at("weights").get<std::int64_t>();
+  };
+  const std::int64_t layers = 6'979'321'856;
+  const std::int64_t head = 128256LL * 4096;
+  const std::int64_t stored = weights_of("stored");
+  EXPECT_EQ(weights_of("int4"), stored - layers * 2 + layers * 33 / 64);
+  EXPECT_EQ(weights_of("int4,head"), stored - (layers + head) * 2 + (layers + head) * 33 / 64);
+}
+
 TEST(Info, SaysWhichContextItChose) {
   const RunResult result = run_well({"info", "--model", "synthetic:tiny", "--device", "cpu"});
   EXPECT_NE(result.out.find("1 sequence of 8192 tokens"), std::string::npos) << result.out;

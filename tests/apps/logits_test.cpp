@@ -6,6 +6,7 @@
 #include "models/safetensors.h"
 #include "tests/apps/run_vesper.h"
 #include "tests/models/files.h"
+#include "tests/models/int4_reference.h"
 
 namespace vesper {
 namespace {
@@ -64,6 +65,42 @@ TEST(Logits, SyntheticModelsNeedNoFilesAndFollowTheSeed) {
   const std::vector<float> first = logits_of("synthetic:tiny", ids, 5, 512, {});
   EXPECT_EQ(logits_of("synthetic:tiny", ids, 5, 512, {}), first);
   EXPECT_NE(logits_of("synthetic:tiny", ids, 5, 512, {"--seed", "1"}), first);
+}
+
+// A copy of a checkpoint in f32, the matrices of its layers in 4 bits and back.
+void write_dequantised(const std::string& model, const std::string& to) {
+  const SafetensorsFile file(model + "/model.safetensors");
+  std::vector<std::vector<float>> values;
+  std::vector<NamedTensor> tensors;
+  for (const auto& [name, stored] : file.tensors()) {
+    ASSERT_EQ(stored.dtype, DType::kBf16) << name;
+    std::vector<float>& exact = values.emplace_back();
+    for (std::int64_t i = 0; i < stored.bytes / 2; ++i) {
+      bf16 value{};
+      std::memcpy(&value, stored.data + 2 * i, 2);
+      exact.push_back(to_float(value));
+    }
+    if (stored.shape.size() == 2 && name.find("layers") != std::string::npos) {
+      exact = HostInt4::quantised(exact, stored.shape[0], stored.shape[1]).values();
+    }
+    tensors.push_back({name, DType::kF32, stored.shape, exact.data()});
+  }
+  write_safetensors(to + "/model.safetensors", tensors);
+  std::filesystem::copy_file(model + "/config.json", to + "/config.json");
+}
+
+// 4-bit weights are the numbers they stand for: on the CPU the same bits as a checkpoint that holds these numbers.
+TEST(Logits, OfInt4WeightsAreThoseOfTheSameWeightsDequantised) {
+  const int tokens = 40;
+  const std::string ids = many_ids(tokens, 4096);
+  const std::vector<float> stored = logits_of(demo_model(), ids, tokens, 4096, {});
+  const TempFolder folder;
+  write_dequantised(demo_model(), folder.path());
+  const std::vector<float> int4 =
+      logits_of(demo_model(), ids, tokens, 4096, {"--weights", "int4", "--decode-last", "9"});
+  EXPECT_NE(int4, stored);
+  EXPECT_EQ(int4, logits_of(folder.path(), ids, tokens, 4096, {"--decode-last", "9"}));
+  EXPECT_NE(logits_of(demo_model(), ids, tokens, 4096, {"--weights", "int4,head", "--decode-last", "9"}), int4);
 }
 
 TEST(Logits, AnExistingFileIsReplacedAndNothingElseIsLeft) {
