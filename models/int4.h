@@ -4,16 +4,14 @@
 //   e     = the weight of largest magnitude (of two that are equal in magnitude the negative one)
 //   scale = e / -8, rounded to fp16
 //   code  = clamp(round(w / scale), -8, 7) + 8, round to nearest even;  weight = scale * (code - 8)
-// so that e takes the code that has no mirror image, -8, whatever its sign. That costs 4.125 bits a weight. On the demo
-// model's matrices the error is 0.1095 of the weights' root mean square; scale = max|w| / 7 gives 0.1244, and a zero
-// point a span 0.1056 in four more bits (docs/weights.md). A span with a weight that is no number, or one beyond what
-// fp16 scales reach (8 * 65504), gets the scale NaN and so shows in the logits.
+// so that e takes the code that has no mirror image, -8, whatever its sign. That costs 4.125 bits a weight. What else
+// was tried, with its error, is in docs/weights.md. A span with a weight that is no number, or one beyond what fp16
+// scales reach (8 * 65504), gets the scale NaN and so shows in the logits.
 //
 // Layout, the same on every device: rows in sixteens, columns in spans; one cell of 1056 bytes holds 16 rows x 1 span,
 // and the cells of the same rows follow each other. In a cell,
-//   codes   [16 rows, 16 words]: word 4 (o mod 4) + o / 4 of a row holds its columns 8 o ... 8 o + 7, column 2 p in
-//   bits
-//           4 p ... 4 p + 3, column 2 p + 1 sixteen bits above
+//   codes   [16 rows, 16 words]: word 4 (o mod 4) + o / 4 of a row holds its columns 8 o ... 8 o + 7; column 2 p lies
+//           in bits 4 p ... 4 p + 3, column 2 p + 1 sixteen bits above
 //   scales  [8, 2] fp16: of rows g and g + 8
 // Made for models/gemv_int4_cuda.cu: 16 bytes of a row are what one lane of a warp needs of a span, a warp's loads are
 // contiguous, and one mask makes two neighbouring columns of a 16-bit pair. Columns and rows beyond the matrix, up to

@@ -30,7 +30,7 @@ struct CellRow {
 CellRow cell_row(const Int4Matrix& matrix, std::int64_t row, std::int64_t span) {
   const auto within = static_cast<int>(row % kInt4CellRows);
   std::byte* cell = matrix.data + row / kInt4CellRows * matrix.band_bytes() + span * kInt4CellBytes;
-  return {cell + within * kInt4RowBytes, cell + kInt4CodesBytes + std::int64_t{2} * int4_scale(within)};
+  return {cell + std::int64_t{within} * kInt4RowBytes, cell + kInt4CodesBytes + std::int64_t{2} * int4_scale(within)};
 }
 
 // By magnitude, then negative before positive, NaN above all: an order of integers, so that the largest does not depend
@@ -59,7 +59,8 @@ void quantise_span(const Span& weights, const CellRow& to) {
   std::array<std::uint32_t, kInt4RowWords> words{};
   for (int octet = 0; octet < kInt4RowWords; ++octet) {
     std::uint32_t word = 0;
-    for (int i = 0; i < 8; ++i) word |= codes[static_cast<std::size_t>(8 * octet + i)] << int4_shift(i);
+    const std::uint32_t* eight = &codes[static_cast<std::size_t>(octet) * 8];
+    for (int i = 0; i < 8; ++i) word |= eight[i] << int4_shift(i);
     words[static_cast<std::size_t>(int4_word(octet))] = word;
   }
   std::memcpy(to.codes, words.data(), sizeof(words));

@@ -12,10 +12,12 @@
 #include "engine/core/lanes.h"
 #include "models/linear.h"
 #include "models/linear_lanes.h"
+#include "models/safetensors.h"
 #include "models/weight_format.h"
 #include "tests/device_tensor.h"
 #include "tests/models/files.h"
 #include "tests/models/int4_reference.h"
+#include "tests/source_dir.h"
 
 namespace vesper {
 namespace {
@@ -111,6 +113,64 @@ TEST(Int4, ErrsByHalfAStep) {
       ASSERT_LE(std::abs(weight - made.value(r, c)), std::abs(scale) * (bound + 0x1p-8F)) << r << ", " << c;
     }
   }
+}
+
+// Root mean square of a quantiser's error over that of the weights, over all matrices of the demo model's layers.
+// quantise(span of weights) -> the numbers they become
+template <typename Quantise>
+double error_on_the_demo_model(const Quantise& quantise) {
+  const SafetensorsFile file(source_dir() + "/configs/demo/model.safetensors");
+  double error = 0.0;
+  double square = 0.0;
+  for (const auto& [name, stored] : file.tensors()) {
+    if (stored.shape.size() != 2 || name.find("layers") == std::string::npos) continue;
+    for (std::int64_t r = 0; r < stored.shape[0]; ++r) {
+      for (std::int64_t begin = 0; begin < stored.shape[1]; begin += kInt4SpanColumns) {
+        std::vector<float> span;
+        for (std::int64_t c = begin; c < std::min(stored.shape[1], begin + kInt4SpanColumns); ++c) {
+          bf16 weight{};
+          std::memcpy(&weight, stored.data + 2 * (r * stored.shape[1] + c), 2);
+          span.push_back(to_float(weight));
+        }
+        const std::vector<float> made = quantise(span);
+        for (std::size_t i = 0; i < span.size(); ++i) {
+          error += std::pow(static_cast<double>(made[i]) - static_cast<double>(span[i]), 2.0);
+          square += std::pow(static_cast<double>(span[i]), 2.0);
+        }
+      }
+    }
+  }
+  return std::sqrt(error / square);
+}
+
+// Steps of `scale` from `zero` on, from code `least` to `least` + 15.
+std::vector<float> in_steps(const std::vector<float>& span, float scale, float zero, float least) {
+  std::vector<float> made;
+  for (const float weight : span) {
+    const float level = std::nearbyint((weight - zero) / scale);
+    made.push_back(std::clamp(level, least, least + 15.0F) * scale + zero);
+  }
+  return made;
+}
+
+// The figures of docs/weights.md, which the choice of the format rests on.
+TEST(Int4, ErrsOnTheDemoModelAsDocumented) {
+  const double chosen = error_on_the_demo_model([](const std::vector<float>& span) {
+    return HostInt4::quantised(span, 1, static_cast<std::int64_t>(span.size())).values();
+  });
+  const double sevenths = error_on_the_demo_model([](const std::vector<float>& span) {
+    float largest = 0.0F;
+    for (const float weight : span) largest = std::max(largest, std::abs(weight));
+    return in_steps(span, to_float(to_f16(largest / 7.0F)), 0.0F, -8.0F);
+  });
+  const double zero_point = error_on_the_demo_model([](const std::vector<float>& span) {
+    const auto [least, most] = std::minmax_element(span.begin(), span.end());
+    const float zero = to_float(to_f16(*least));
+    return in_steps(span, to_float(to_f16((*most - zero) / 15.0F)), zero, 0.0F);
+  });
+  EXPECT_NEAR(chosen, 0.1095, 0.0001);
+  EXPECT_NEAR(sevenths, 0.1244, 0.0001);
+  EXPECT_NEAR(zero_point, 0.1063, 0.0001);
 }
 
 TEST(Int4, ShowsWhatIsNoNumber) {
