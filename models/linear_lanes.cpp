@@ -110,8 +110,9 @@ struct Int4Rows {
     [[gnu::always_inline]] void next(std::int64_t c, f32x8 (&w)[kRows]) {
       const auto octet = static_cast<int>(c % kInt4SpanColumns / 8);
       if (octet == 0) enter_span(c);
-      const auto* words = reinterpret_cast<const std::uint32_t*>(cell) + row * kInt4RowWords + int4_word(octet);
-      for (int j = 0; j < kRows; ++j) w[j] = load_codes(words + j * kInt4RowWords) * splat(scales[j]);
+      const auto* words =
+          reinterpret_cast<const std::uint32_t*>(cell) + std::int64_t{row} * kInt4RowWords + int4_word(octet);
+      for (int j = 0; j < kRows; ++j, words += kInt4RowWords) w[j] = load_codes(words) * splat(scales[j]);
     }
     [[gnu::always_inline]] void last(std::int64_t c, f32x8 (&w)[kRows]) { next(c, w); }
 

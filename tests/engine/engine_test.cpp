@@ -88,6 +88,21 @@ TEST_F(EngineTest, PrefillChunksAndDecodeAgree) {
   EXPECT_LT(relative_difference(whole, all_logits(engine, ids, 64, 150)), order_tolerance(engine)) << "all by decode";
 }
 
+// The same through 4-bit weights, the head's included; on CUDA chunks of 37 take dequantised panels, whose weights are
+// rounded once more, and the others the packed codes.
+TEST_F(EngineTest, Int4WeightsAgreeHoweverTheyAreFed) {
+  EngineOptions options = tiny_options(256, 1);
+  options.weights = WeightFormat::kInt4Head;
+  Engine engine(kTiny, options, {});
+  EXPECT_LT(engine.memory().parts[0].bytes, Engine(kTiny, tiny_options(256, 1), {}).memory().parts[0].bytes);
+  const std::vector<std::int32_t> ids = random_ids(150, 1, engine.config().vocab);
+  const std::vector<float> whole = all_logits(engine, ids, 2048, 0);
+  for (const float logit : whole) ASSERT_TRUE(std::isfinite(logit));
+  EXPECT_LT(relative_difference(whole, all_logits(engine, ids, 37, 0)), order_tolerance(engine)) << "chunks of 37";
+  EXPECT_LT(relative_difference(whole, all_logits(engine, ids, 16, 0)), order_tolerance(engine)) << "chunks of 16";
+  EXPECT_LT(relative_difference(whole, all_logits(engine, ids, 64, 150)), order_tolerance(engine)) << "all by decode";
+}
+
 std::vector<GenerateRequest> ragged_requests(int vocab) {
   std::vector<GenerateRequest> requests;
   for (const int length : {1, 17, 64, 100, 3}) {
