@@ -62,7 +62,7 @@ Command make_tokenize(CLI::App& root) {
       "Examples:\n"
       "  vesper tokenize --model configs/demo --text \"a dark night\" --bos\n"
       "  vesper tokenize --model configs/demo < book.txt\n"
-      "  vesper tokenize --model configs/demo --jsonl texts.jsonl            a line of ids for each line\n"
+      "  vesper tokenize --model configs/demo --jsonl texts.jsonl      a line each\n"
       "  vesper tokenize --model configs/demo --decode \"1 2 3\"      no newline is added");
   auto options = std::make_shared<TokenizeOptions>();
   app->add_option("--model", options->model, "Folder that holds a tokenizer")

@@ -96,7 +96,7 @@ class Translator {
 
   // The characters of a category, as a class or inside one.
   [[nodiscard]] std::string members(std::string_view name, bool negated) const {
-    const std::string inside = "\\p{" + std::string(name) + "}" + added_since_unicode14(name);
+    std::string inside = "\\p{" + std::string(name) + "}" + added_since_unicode14(name);
     if (in_class_) return inside;
     return (negated ? "[^" : "[") + inside + "]";
   }

@@ -186,7 +186,8 @@ TEST(BadRequest, AnUnusableCommandLine) {
   expect_names(refused({"--device", "cpu", "info"}), {"\"--device\"", "vesper info and then its flags"});
   expect_names(refused(on_demo("generate", {"--prmpt", "x"})),
                {"vesper generate", "\"--prmpt\"", "--prompt, --prompt-file, --prompts-jsonl", "--log-level"});
-  expect_names(refused({"tokenize", "--model", demo_model(), "--json"}), {"\"--json\"", "--text, --file, --decode"});
+  expect_names(refused({"tokenize", "--model", demo_model(), "--json"}),
+               {"\"--json\"", "--text, --file, --jsonl, --decode"});
   expect_names(refused(on_demo("generate", {"--stop", "a", "b"})), {"\"b\""});
   expect_names(refused({"generate"}), {"no --model", "--model DIR", "`vesper generate --help`"});
   expect_names(refused({"info", "--modle", "x"}), {"\"--modle\"", "--model, "});

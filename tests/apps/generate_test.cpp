@@ -219,5 +219,22 @@ TEST(Generate, TinyStoriesFromIds) {
   EXPECT_TRUE(result.out.starts_with("147 201 282 215 286 598 1662 356 499 826 ")) << result.out;
 }
 
+// Its folder has a tokenizer.json and no other vocabulary.
+TEST(Generate, TinyStoriesFromItsOwnTokenizer) {
+  const char* assets = std::getenv("VESPER_ASSETS");
+  if (assets == nullptr || *assets == '\0') {
+    GTEST_SKIP() << "VESPER_ASSETS is not set: a folder with models/TinyStories-656K-bf16";
+  }
+  const std::string model = std::string(assets) + "/models/TinyStories-656K-bf16";
+  const RunResult result = run_well(generate(model, {"--prompt", "", "--temperature", "0", "--max-tokens", "40"}));
+  EXPECT_TRUE(
+      result.out.starts_with("Once upon a time, there was a little girl named Lily. "
+                             "She had a toy car that she loved very much."))
+      << result.out;
+  // As `tokenizers` 0.23.3 encodes it, without BOS.
+  EXPECT_EQ(run_well({"tokenize", "--model", model, "--text", "Once upon a time, there was a little girl"}).out,
+            "80 147 201 282 215 286 1890\n");
+}
+
 }  // namespace
 }  // namespace vesper

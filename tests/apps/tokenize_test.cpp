@@ -48,6 +48,23 @@ TEST(Tokenize, StdinAndFileGiveTheSameIds) {
   EXPECT_EQ(run_well({"tokenize", "--model", demo_model(), "--file", folder / "text"}).out, ids + "\n");
 }
 
+TEST(Tokenize, EachLineOfAJsonlFileGivesALineOfIds) {
+  const TempFolder folder;
+  write_file(folder / "texts.jsonl", "\"night\"\n\"\"\n\"two\\nlines \\u20ac\"\n");
+  EXPECT_EQ(run_well({"tokenize", "--model", demo_model(), "--jsonl", folder / "texts.jsonl"}).out,
+            ids_of("night") + "\n\n" + ids_of("two\nlines \xE2\x82\xAC") + "\n");
+  write_file(folder / "texts.jsonl", "\"night\"\n3\n");
+  const std::string message = refused({"tokenize", "--model", demo_model(), "--jsonl", folder / "texts.jsonl"});
+  EXPECT_NE(message.find("line 2"), std::string::npos) << message;
+}
+
+TEST(Tokenize, NamesOfSpecialTokensAreIdsOnRequest) {
+  EXPECT_EQ(run_well({"tokenize", "--model", demo_model(), "--special", "--text", "<s>night</s>"}).out,
+            "1 " + ids_of("night") + " 2\n");
+  const RunResult decoded = run_well({"tokenize", "--model", demo_model(), "--decode", ids_of("<s>night</s>")});
+  EXPECT_EQ(decoded.out, "<s>night</s>");
+}
+
 TEST(Tokenize, NeedsOnlyTheTokenizersFile) {
   const TempFolder folder;
   std::filesystem::copy(demo_model() + "/tokenizer.model", folder / "tokenizer.model");
