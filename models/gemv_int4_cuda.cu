@@ -24,7 +24,9 @@
 // Bytes: W once, 4.125 bits a weight; x from L2 once a block, then from L1. W bypasses L1 and registers (cp.async): a
 // lane keeps kDepth steps in flight in a ring of its own in shared memory, across the end of a tile too, and reads back
 // only what it copied itself, so the loop has no barrier. In flight: 64 KiB a block, where the whole chip needs
-// some 2.7 MB (3 TB/s, 0.9 us): 42 blocks. Rows of x that are not 16-byte aligned are loaded by the element, slowly.
+// some 2.7 MB (3 TB/s, 0.9 us): 42 blocks. The first kDepth steps are on their way before the kernel in front has ended
+// (engine/core/overlap.cuh): a matrix of 4096 x 4096 is then in flight whole. Rows of x that are not 16-byte aligned
+// are loaded by the element, slowly.
 #include <algorithm>
 #include <cassert>
 #include <cstdint>
@@ -33,6 +35,7 @@
 #include "attention/mma.cuh"
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
+#include "engine/core/overlap.cuh"
 #include "engine/core/vector.cuh"
 #include "models/gemv.h"
 #include "models/linear.h"
@@ -135,7 +138,8 @@ class Copier {
   }
 
  private:
-  // Cells beyond the last are read as the last and their sums dropped; beyond the last tile nothing is read.
+  // Cells beyond the last are read as the last and their sums dropped; beyond the last tile nothing is read, and the
+  // next kernel may have the memory.
   __device__ void begin_tile() {
     const int bands = (args_.rows + kInt4CellRows - 1) / kInt4CellRows;
     step_ = 0;
@@ -146,6 +150,7 @@ class Copier {
       const std::int64_t band = min(tile_ * kCells + c, bands - 1);
       cell_[c] = args_.weight + (band * args_.spans + span_) * kInt4CellBytes;
     }
+    if (end_ == 0) let_next_start();
   }
 
   const Args& args_;
@@ -200,6 +205,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   Copier<GemvInt4Args<T, Out>> copier(args, steps);
 #pragma unroll
   for (int i = 0; i < kDepth; ++i) copier.copy(ring[i]);
+  wait_for_previous();
 
   int next = 0;
   int turn = 0;
@@ -257,7 +263,8 @@ void gemv_int4_typed(const Exec& exec, int multiprocessors, const TensorRef& x, 
   const int tiles = (args.rows + kTileRows - 1) / kTileRows;
   const Dims dims{.grid = dim3(static_cast<unsigned>(std::min(tiles, kBlocksPerMultiprocessor * multiprocessors))),
                   .block = dim3(kThreads),
-                  .shared_bytes = kRingBytes};
+                  .shared_bytes = kRingBytes,
+                  .overlap = true};
   if (rows_are_vectors(args.columns, {x.data})) {
     return launch("gemv_int4", multiply_int4_rows<T, Out, true>, dims, exec.stream, args);
   }
