@@ -113,11 +113,12 @@ ModelAttention::ModelAttention(const AttentionConfig& config, const AttentionLim
       limits_(limits),
       counters_(exec.on_cuda() ? Memory::kDevice : Memory::kHost, counter_bytes(config, limits),
                 "the counters of attention"),
-      counted_(config.layers.size()) {
+      counted_(config.layers.size()),
+      tables_(side_tables({&config, 1})) {
   if constexpr (kHaveCuda) {
     if (limits.device == DeviceKind::kCuda) cuda::check_attention_shape(limits.shape);
   }
-  check_int4(side_tables({&config, 1}), limits.shape);
+  check_int4(tables_, limits.shape);
   const std::vector<BackendConfig> distinct = distinct_backends(config);
   for (const BackendConfig& backend : distinct) {
     backends_.push_back(std::visit(MakeBackend{limits, backend.dense_below}, backend.settings));
@@ -177,6 +178,16 @@ void ModelAttention::run(const Exec& exec, int layer, const TensorRef& q, const 
                 .out = out,
                 .list = backend.last_selection(),
                 .dense = backend.dense_limit()});
+}
+
+LayerKv ModelAttention::written(Phase phase, int layer, const LayerKv& kv) const {
+  if (phase == Phase::kPrefill) return kv;
+  const SideTables& tables = tables_[static_cast<std::size_t>(layer)];
+  LayerKv own = kv;
+  if (!tables.page_bounds) own.bounds = {};
+  if (!tables.page_moments) own.moments = {};
+  if (!tables.int4_keys) own.int4 = own.int4_params = {};
+  return own;
 }
 
 Selection ModelAttention::last_selection(int layer) const {

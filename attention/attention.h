@@ -150,6 +150,11 @@ class ModelAttention {
   void run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch, const TensorRef& out,
            TensorView<float, 2> lse = {});
 
+  // What a step of this attention writes of a layer's cache: a prefill step all side tables there are, since any
+  // attention over the cache may read them later, a decode step those that the layer's own backend reads. A sequence
+  // that another attention goes on with must first be rewound to where this one began.
+  [[nodiscard]] LayerKv written(Phase phase, int layer, const LayerKv& kv) const;
+
   // From now on `probe` looks at every layer of a decode step after it ran, and may queue work and wait; an empty one
   // ends that. A step that is replayed from a graph runs on the device alone, unseen:
   // engines launch probed steps one by one.
@@ -173,6 +178,7 @@ class ModelAttention {
   Buffer counters_;                       // [layers, 5, kv_heads] i64
   std::vector<AttentionTotals> counted_;  // what the host knows: steps and bytes
   AttentionProbe probe_;
+  std::vector<SideTables> tables_;  // that each layer's backend reads
 };
 
 }  // namespace vesper

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <chrono>
 #include <cstring>
 
 #include "engine/core/error.h"
@@ -148,6 +149,33 @@ void Engine::prefill(CachedSequence& sequence, std::span<const std::int32_t> ids
   sequence.length += static_cast<int>(ids.size());
 }
 
+void Engine::append_drawn(CachedSequence& sequence, int tokens, const DrawnKv& drawn) {
+  const std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens), 0);  // stand for the tokens; nothing reads them
+  const StepEntry entry{.sequence = &sequence, .ids = ids};
+  decoder_->append_drawn(stream_.exec(), prepare_step(Phase::kPrefill, std::span(&entry, 1)), drawn);
+  sequence.length += tokens;
+}
+
+void Engine::set_attention_mark(AttentionMark mark) {
+  std::erase_if(graphs_, [](const auto& entry) { return entry.first.marked; });
+  decoder_->set_attention_mark(std::move(mark));
+}
+
+void Engine::time_steps(bool wanted) {
+  step_timer_.reset();
+  if (!wanted) return;
+  step_timer_.emplace();
+  if (!stream_.exec().on_cuda()) return;
+  step_timer_->begin.emplace();
+  step_timer_->end.emplace();
+}
+
+double Engine::step_device_seconds() const {
+  assert(step_timer_);
+  if (!step_timer_->begin) return step_timer_->host_seconds;
+  return static_cast<double>(step_timer_->end->ms_since(*step_timer_->begin)) * 1e-3;
+}
+
 void Engine::run_decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids, bool sampled) {
   assert(sequences.size() == ids.size());
   std::vector<StepEntry> entries;
@@ -155,8 +183,15 @@ void Engine::run_decode(std::span<CachedSequence* const> sequences, std::span<co
   for (std::size_t s = 0; s < ids.size(); ++s) entries.push_back({.sequence = sequences[s], .ids = ids.subspan(s, 1)});
   const Batch batch = prepare_step(Phase::kDecode, entries);
   attention_[arm_]->count_step(batch);
-  const bool replay = use_graphs_ && !attention_[arm_]->probed();
-  replay ? graph_of(batch, sampled).launch(stream_.exec()) : queue_decode(batch, sampled);
+  const bool replays = use_graphs_ && !attention_[arm_]->probed();  // a probe may wait, which no graph can record
+  const Graph* graph = replays ? &graph_of(batch, sampled) : nullptr;
+  const auto begin = std::chrono::steady_clock::now();
+  if (step_timer_ && step_timer_->begin) step_timer_->begin->record(stream_.exec());
+  graph != nullptr ? graph->launch(stream_.exec()) : queue_decode(batch, sampled);
+  if (step_timer_ && step_timer_->end) step_timer_->end->record(stream_.exec());
+  if (step_timer_) {
+    step_timer_->host_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
   for (CachedSequence* sequence : sequences) ++sequence->length;
 }
 
@@ -171,6 +206,7 @@ void Engine::queue_decode(const Batch& batch, bool sampled) {
 Engine::GraphKey Engine::graph_key(const Batch& batch, bool sampled) const {
   return {.arm = arm_,
           .sampled = sampled,
+          .marked = decoder_->has_attention_mark(),
           .seqs = batch.seqs,
           .max_kv_len = batch.max_kv_len,
           .work = attention_[arm_]->plan_key()};

@@ -67,6 +67,11 @@ class Engine {
   // vocabulary (an input error otherwise) and pages must be reserved. A prompt that takes several steps says its end in
   // sequence.prompt_length before the first, since dynamic rotary frequencies follow the whole of it.
   void prefill(CachedSequence& sequence, std::span<const std::int32_t> ids);
+  // Stores `tokens` drawn tokens (at most prefill_chunk of them) behind what the sequence holds: a depth to measure at,
+  // without a prefill. Pages must be reserved. `drawn.key_scale` lies on the device.
+  void append_drawn(CachedSequence& sequence, int tokens, const DrawnKv& drawn);
+  // Shuffles the free pages, so that page tables are as scattered as those of a long-running engine.
+  void shuffle_free_pages(std::uint64_t seed) { cache_->shuffle_free_pages(seed); }
   // One decode step: one new token for each sequence, through every layer's own attention.
   void decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids);
   // The same, then logits() of every sequence and sample(), all of it one launch where a graph serves. Waits for the
@@ -92,7 +97,9 @@ class Engine {
   //   params, steps [n]
   std::span<const std::int32_t> sample(std::span<const SamplingParams> params, std::span<const std::int32_t> steps);
 
-  // Lets decode steps run the n-th attention: 0 is the options' own, the others follow in their order.
+  // Lets decode steps run the n-th attention: 0 is the options' own, the others follow in their order. Each keeps only
+  // its own side tables up to date (ModelAttention::written): a sequence that one has decoded must be rewound before
+  // another goes on with it.
   void use_attention(int n) { arm_ = static_cast<std::size_t>(n); }
   [[nodiscard]] const AttentionConfig& attention_config() const { return arms_[arm_]; }
   // What each layer's decode steps have read since the last reset.
@@ -104,6 +111,14 @@ class Engine {
   void set_attention_probe(AttentionProbe probe) { attention_[arm_]->set_probe(std::move(probe)); }
   // What that attention was built for.
   [[nodiscard]] const AttentionLimits& attention_limits() const { return attention_limits_; }
+
+  // Lets `mark` mark the attention of every layer of the steps to come (Decoder); graphs are recorded with the marks in
+  // them. An empty one ends that. What a mark queues is recorded too, so it must outlive the next call.
+  void set_attention_mark(AttentionMark mark);
+  // Whether decode steps are timed on the device, from before their launch to after it.
+  void time_steps(bool wanted);
+  // Device time of the last decode step, which must be done; timing must be on. On the CPU the time of its operations.
+  [[nodiscard]] double step_device_seconds() const;
 
   // Waits for all queued work.
   void synchronize() const { stream_.synchronize(); }
@@ -118,6 +133,7 @@ class Engine {
   struct GraphKey {
     std::size_t arm = 0;
     bool sampled = false;
+    bool marked = false;
     int seqs = 0;
     int max_kv_len = 0;
     std::vector<unsigned> work;  // ModelAttention::plan_key
@@ -149,6 +165,12 @@ class Engine {
   Buffer sampling_staging_;  // pinned or host: params [rows], steps [rows], ids [rows]
   Buffer sampling_device_;   // CUDA only, the same three
   int logits_made_ = 0;      // rows of the last logits() call
+  struct StepTimer {         // of a decode step: events where there is a device, else the host's clock
+    std::optional<Event> begin;
+    std::optional<Event> end;
+    double host_seconds = 0.0;
+  };
+  std::optional<StepTimer> step_timer_;
   bool use_graphs_ = false;
   std::map<GraphKey, Graph> graphs_;  // look into all of the above
 };

@@ -2,8 +2,10 @@
 
 #include <cassert>
 #include <string>
+#include <utility>
 
 #include "engine/core/error.h"
+#include "engine/core/philox.h"
 
 namespace vesper {
 namespace {
@@ -69,6 +71,15 @@ KvCache::KvCache(const KvShape& shape, int pages, DeviceKind device, std::span<c
       layers_(place(shape, pages, side_tables, storage_.data()).layers) {
   free_.reserve(static_cast<std::size_t>(pages));
   for (std::int32_t page = pages - 1; page >= 0; --page) free_.push_back(page);
+}
+
+// Fisher and Yates, from the last page down. The draw's remainder favours low pages by less than pages / 2^32.
+void KvCache::shuffle_free_pages(std::uint64_t seed) {
+  const PhiloxKey key{{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}};
+  for (std::size_t i = free_.size(); i > 1; --i) {
+    const std::uint32_t drawn = philox({{static_cast<std::uint32_t>(i), 0, 0, 0}}, key).word[0];
+    std::swap(free_[i - 1], free_[drawn % i]);
+  }
 }
 
 bool KvCache::reserve(CachedSequence& sequence, int tokens) {

@@ -38,6 +38,9 @@ class KvCache {
   // Views of one layer's tiles and side tables.
   [[nodiscard]] const LayerKv& layer(int l) const { return layers_[static_cast<std::size_t>(l)]; }
 
+  // Puts the free pages into an order drawn from `seed`: page tables that are not consecutive, as after many requests.
+  void shuffle_free_pages(std::uint64_t seed);
+
   // Gives `sequence` pages for `tokens` tokens in all. Running out is an ordinary answer: false, and nothing is taken.
   [[nodiscard]] bool reserve(CachedSequence& sequence, int tokens);
 

@@ -3,6 +3,7 @@
 #include <array>
 #include <utility>
 
+#include "kvcache/side_tables.h"
 #include "models/norm.h"
 #include "models/projections.h"
 #include "models/rows.h"
@@ -92,9 +93,12 @@ void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& 
     const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(l)];
     const LayerKv kv = cache_.layer(l);
 
-    project_qkv(exec, linear_, stream.enter(layer.attention_norm, config_.rms_eps), layer.qkv, rope, batch, kv, qkv,
-                query);
+    project_qkv(exec, linear_, stream.enter(layer.attention_norm, config_.rms_eps), layer.qkv, rope, batch,
+                {.k = kv.k, .v = kv.v}, qkv, query);
+    if (mark_) mark_(exec, l, AttentionEdge::kBegin);
+    update_side_tables(exec, batch, attention.written(batch.phase, l, kv));
     attention.run(exec, l, query, kv, batch, attended);
+    if (mark_) mark_(exec, l, AttentionEdge::kEnd);
     linear(exec, linear_, attended, layer.o, partial);
     // `partial` is a rank's share of a sum over ranks; a reduction belongs here, before the residual takes it in.
     stream.addend = partial;
@@ -106,6 +110,17 @@ void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& 
   }
   const BlockInput last = stream.enter(weights_.final_norm, config_.rms_eps);
   add_rms_norm(exec, last.residual, last.addend, last.weight, last.eps, last.sum, normed);
+}
+
+void Decoder::append_drawn(const Exec& exec, const Batch& batch, const DrawnKv& drawn) {
+  const TensorRef qkv = activation(kQkv, batch.tokens);
+  const TensorRef query = activation(kQuery, batch.tokens);
+  const Rope rope{.inv_freq = drawn.no_turn};
+  zero_bytes(exec, qkv.data, qkv.bytes());  // the queries
+  for (int l = 0; l < config_.layers; ++l) {
+    draw_kv(exec, drawn, l, batch, config_.head_dim, qkv);
+    append_kv(exec, qkv, rope, batch, cache_.layer(l), query);
+  }
 }
 
 void Decoder::logits(const Exec& exec, TensorView<const std::int32_t, 1> rows, const TensorRef& out) {

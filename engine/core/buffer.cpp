@@ -104,4 +104,10 @@ AllocationCount allocation_count(Memory memory) {
   return counters().by_memory[static_cast<std::size_t>(memory)];
 }
 
+void restart_peak(Memory memory) {
+  const std::scoped_lock lock(counters().mutex);
+  AllocationCount& count = counters().by_memory[static_cast<std::size_t>(memory)];
+  count.peak_bytes = count.live_bytes;
+}
+
 }  // namespace vesper

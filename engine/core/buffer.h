@@ -56,5 +56,7 @@ struct AllocationCount {
   std::int64_t peak_bytes = 0;
 };
 AllocationCount allocation_count(Memory memory);
+// Lets peak_bytes begin anew, with what is live.
+void restart_peak(Memory memory);
 
 }  // namespace vesper

@@ -12,6 +12,8 @@ namespace vesper::cuda {
 // Why CUDA cannot run here; empty where it can.
 std::string unavailable_reason();
 DeviceInfo current_device_info();
+// The current GPU's place on the bus, "0000:41:00.0", by which NVML knows it too.
+std::string current_bus_id();
 
 // nullptr where memory is short.
 void* allocate_device(std::int64_t bytes);

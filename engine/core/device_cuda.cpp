@@ -1,3 +1,5 @@
+#include <array>
+
 #include "engine/core/device.h"
 #include "engine/core/launch.cuh"
 
@@ -47,6 +49,14 @@ DeviceInfo current_device_info() {
   info.l2_bytes = properties.l2CacheSize;
   check(cudaDriverGetVersion(&info.driver_version), "reading the driver's version");
   return info;
+}
+
+std::string current_bus_id() {
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the current GPU");
+  std::array<char, 32> text{};
+  check(cudaDeviceGetPCIBusId(text.data(), static_cast<int>(text.size()), device), "asking for the GPU's bus id");
+  return text.data();
 }
 
 void* allocate_device(std::int64_t bytes) {
@@ -99,7 +109,11 @@ void destroy_event(CUevent_st* event) noexcept {
   (void)cudaEventDestroy(event);
 }
 void record_event(CUevent_st* event, CUstream_st* stream) {
-  check(cudaEventRecord(event, stream), "recording a CUDA event");
+  // While a graph is recorded, an event is a node of it, and each replay sets its time anew.
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &capture), "asking whether a CUDA graph is being recorded");
+  const unsigned flags = capture == cudaStreamCaptureStatusNone ? cudaEventRecordDefault : cudaEventRecordExternal;
+  check(cudaEventRecordWithFlags(event, stream, flags), "recording a CUDA event");
 }
 void synchronize_event(CUevent_st* event) {
   check(cudaEventSynchronize(event), "waiting for a CUDA event");

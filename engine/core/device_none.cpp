@@ -17,6 +17,9 @@ std::string unavailable_reason() {
 DeviceInfo current_device_info() {
   no_cuda();
 }
+std::string current_bus_id() {
+  no_cuda();
+}
 void* allocate_device(std::int64_t) {
   no_cuda();
 }

@@ -50,7 +50,7 @@ class Stream {
   CUstream_st* stream_ = nullptr;
 };
 
-// A point in a stream, with a time stamp. CUDA only.
+// A point in a stream, with a time stamp. CUDA only. Recorded into a graph, it is set anew by every replay.
 class Event {
  public:
   Event();

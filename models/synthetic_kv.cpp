@@ -1,0 +1,42 @@
+#include "models/synthetic_kv.h"
+
+#include "engine/core/parallel.h"
+#include "models/fill.h"
+
+namespace vesper {
+
+void draw_kv(const Exec& exec, const DrawnKv& drawn, int layer, const Batch& batch, std::int64_t head_dim,
+             const TensorRef& qkv) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda()) return cuda::draw_kv(exec, drawn, layer, batch, head_dim, qkv);
+  }
+  cpu::draw_kv(drawn, layer, batch, head_dim, qkv.as<float, 2>());
+}
+
+void cpu::draw_kv(const DrawnKv& drawn, int layer, const Batch& batch, std::int64_t head_dim,
+                  TensorView<float, 2> qkv) {
+  const std::int64_t key_columns = drawn.key_range.shape(1) * head_dim;
+  const std::int64_t first_column = qkv.shape(1) - 2 * key_columns;
+  const auto draw = [&](std::uint64_t element, bool of_run) {
+    return uniform_values(element / 4, drawn.seed, drawn_tensor(layer, of_run), 1.0F).value[element % 4];
+  };
+  parallel_for(batch.tokens, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      const std::int32_t request = batch.request(batch.seq_of_token(t));
+      const std::uint64_t token = drawn_element(request, batch.positions(t), 2 * key_columns);
+      const std::uint64_t run = drawn_element(request, batch.positions(t) / kDrawnRun, 2 * key_columns);
+      for (std::int64_t c = 0; c < 2 * key_columns; ++c) {
+        const float own = draw(token + static_cast<std::uint64_t>(c), false);
+        float& to = qkv(t, first_column + c);
+        if (c >= key_columns) {
+          to = kValueRange * own;
+          continue;
+        }
+        const float shared = draw(run + static_cast<std::uint64_t>(c), true);
+        to = drawn.key_range(layer, c / head_dim) * (drawn.run_share * shared + drawn.token_share * own);
+      }
+    }
+  });
+}
+
+}  // namespace vesper
