@@ -69,22 +69,26 @@ void add_model_flag(CLI::App& app, std::string& model) {
       ->group(kModelFlags);
 }
 
-void add_device_flags(CLI::App& app, ModelOptions& options) {
+void add_hardware_flags(CLI::App& app, ModelOptions& options) {
   app.add_option("--device", options.device, "auto, cpu or cuda; auto is the GPU where one is usable")
       ->check(one_of({"auto", "cpu", "cuda"}))
       ->capture_default_str()
       ->type_name("DEVICE")
       ->group(kRunFlags);
+  app.add_option("--page-tokens", options.page_tokens, "Tokens a page of the KV cache: 16, 32 or 64")
+      ->check(one_of({"16", "32", "64"}))
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(kRunFlags);
+}
+
+void add_device_flags(CLI::App& app, ModelOptions& options) {
+  add_hardware_flags(app, options);
   app.add_option("--attention", options.attention,
                  "What the layers attend with: dense, quest, twilight or vattention, with settings as in "
                  "quest:token_budget=1024 (layers 0 and 1 stay dense), or a .json file with a rule for each layer")
       ->capture_default_str()
       ->type_name("FILE|SPEC")
-      ->group(kRunFlags);
-  app.add_option("--page-tokens", options.page_tokens, "Tokens a page of the KV cache: 16, 32 or 64")
-      ->check(one_of({"16", "32", "64"}))
-      ->capture_default_str()
-      ->type_name("N")
       ->group(kRunFlags);
 }
 
@@ -110,6 +114,10 @@ void add_engine_flags(CLI::App& app, ModelOptions& options) {
       ->check(whole_number(1, kMaxTokens))
       ->type_name("N")
       ->group(kRunFlags);
+  add_prefill_chunk_flag(app, options);
+}
+
+void add_prefill_chunk_flag(CLI::App& app, ModelOptions& options) {
   app.add_option("--prefill-chunk", options.prefill_chunk, "Prompt tokens that one prefill step takes")
       ->check(whole_number(1, 1 << 16))
       ->capture_default_str()
@@ -162,10 +170,10 @@ std::vector<std::int32_t> parse_ids(const std::string& text, const std::string& 
   return ids;
 }
 
-void check_output_path(const std::string& path) {
+void check_output_path(const std::string& path, const std::string& flag) {
   namespace fs = std::filesystem;
   const auto refuse_path = [&](const std::string& found, const std::string& expected) {
-    refuse({"writing " + (path.empty() ? "--output" : path), found, expected, "change --output"});
+    refuse({"writing " + (path.empty() ? flag : path), found, expected, "change " + flag});
   };
   std::error_code ignored;  // what cannot be looked at is not there
   const fs::path parent = fs::path(path).parent_path();

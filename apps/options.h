@@ -27,6 +27,7 @@ Command make_attend(CLI::App& root);
 Command make_eval(CLI::App& root);
 Command make_info(CLI::App& root);
 Command make_compare(CLI::App& root);
+Command make_bench(CLI::App& root);
 
 // Most tokens that a flag may ask for; far more than memory holds, far less than 32 bits do.
 inline constexpr std::int64_t kMaxTokens = 1 << 24;
@@ -43,6 +44,9 @@ struct ModelOptions {
   std::uint32_t seed = 0;
 };
 void add_model_flag(CLI::App& app, std::string& model);
+// --device, --page-tokens.
+void add_hardware_flags(CLI::App& app, ModelOptions& options);
+void add_prefill_chunk_flag(CLI::App& app, ModelOptions& options);
 // --device, --attention, --page-tokens.
 void add_device_flags(CLI::App& app, ModelOptions& options);
 // These and --weights, --max-context, --prefill-chunk.
@@ -68,7 +72,7 @@ CLI::Validator some_text();  // not empty
 // "1 2 3" -> numbers; an input error names what is no token id. `flag` is where the text came from.
 std::vector<std::int32_t> parse_ids(const std::string& text, const std::string& flag);
 
-// Refuses an output path that cannot be written, as far as can be told before any work is done.
-void check_output_path(const std::string& path);
+// Refuses an output path that cannot be written, as far as can be told before any work is done. `flag` gave it.
+void check_output_path(const std::string& path, const std::string& flag = "--output");
 
 }  // namespace vesper

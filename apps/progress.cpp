@@ -20,7 +20,8 @@ std::string amount_of(ProgressUnit unit, std::int64_t done, std::int64_t total, 
     return fmt::format("{} of {}, {}/s", format_bytes(done), format_bytes(total),
                        format_bytes(static_cast<std::int64_t>(rate)));
   }
-  return fmt::format("{} of {} {}, {:.0f}/s", done, total, unit == ProgressUnit::kTokens ? "tokens" : "samples", rate);
+  const char* what = unit == ProgressUnit::kTokens ? "tokens" : unit == ProgressUnit::kSamples ? "samples" : "steps";
+  return fmt::format("{} of {} {}, {:.0f}/s", done, total, what, rate);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 
 namespace vesper {
 
-enum class ProgressUnit : std::uint8_t { kBytes, kTokens, kSamples };
+enum class ProgressUnit : std::uint8_t { kBytes, kTokens, kSamples, kSteps };
 
 // Redraws one line of stderr at most ten times a second: title, share, amount, rate, time left. Nothing for what takes
 // less than half a second. finish() clears it and begins anew.

@@ -74,13 +74,14 @@ void check_token_ids(const ModelConfig& config, std::span<const std::int32_t> id
   }
 }
 
-MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options) {
+MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options,
+                              std::optional<std::int64_t> free_bytes) {
   const EngineLimits& limits = options.limits;
   if constexpr (kHaveCuda) {
     if (limits.device == DeviceKind::kCuda) cuda::check_attention_shape(attention_shape(config, limits.page_tokens));
   }
   return plan_memory(config, plan_weights_of(model, config, options), parse_arms(options, config), limits,
-                     device_info(limits.device).free_bytes);
+                     free_bytes ? *free_bytes : device_info(limits.device).free_bytes);
 }
 
 Engine::Engine(const std::string& model, const EngineOptions& options, const Progress& progress)

@@ -39,8 +39,10 @@ ModelConfig model_config_of(const std::string& model);
 // Refuses an id outside the vocabulary. `doing` says where the ids came from.
 void check_token_ids(const ModelConfig& config, std::span<const std::int32_t> ids, const std::string& doing);
 
-// The plan that an engine with these options would obey; reads headers, allocates nothing on the device.
-MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options);
+// The plan that an engine with these options would obey; reads headers, allocates nothing on the device. `free_bytes`
+// stands for what is free on the device, where it is given.
+MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options,
+                              std::optional<std::int64_t> free_bytes = {});
 
 // Not thread-safe. All device memory is taken while it is built; a step allocates none.
 class Engine {
@@ -55,6 +57,7 @@ class Engine {
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
   [[nodiscard]] const MemoryPlan& memory() const { return plan_; }
+  [[nodiscard]] DType weight_dtype() const { return weights_.dtype; }
   [[nodiscard]] int free_pages() const { return cache_->free_pages(); }
   [[nodiscard]] int pages_for(int tokens) const { return cache_->pages_for(tokens); }
 

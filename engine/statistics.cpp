@@ -1,6 +1,7 @@
 #include "engine/statistics.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <cstddef>
 #include <numeric>
@@ -65,6 +66,48 @@ double regularized_beta(double x, double a, double b) {
   const double front = std::exp(log_front);
   if (x < (a + 1.0) / (a + b + 2.0)) return front * beta_fraction(x, a, b) / a;
   return 1.0 - front * beta_fraction(1.0 - x, b, a) / b;
+}
+
+// P(|T| > t) = I_{f / (f + t^2)}(f / 2, 1 / 2) falls as t grows.
+double student_t(double confidence, double freedom) {
+  double low = 0.0;
+  double high = 1.0;
+  const auto outside = [&](double t) { return regularized_beta(freedom / (freedom + t * t), freedom / 2, 0.5); };
+  while (outside(high) > 1.0 - confidence) high *= 2;
+  for (int step = 0; step < 80; ++step) {
+    const double middle = (low + high) / 2;
+    (outside(middle) > 1.0 - confidence ? low : high) = middle;
+  }
+  return high;
+}
+
+Ratio ratio_of_means(std::span<const double> numerator, std::span<const double> denominator, double confidence) {
+  assert(numerator.size() == denominator.size() && !numerator.empty());
+  const auto n = static_cast<double>(numerator.size());
+  const double x = std::accumulate(numerator.begin(), numerator.end(), 0.0) / n;
+  const double y = std::accumulate(denominator.begin(), denominator.end(), 0.0) / n;
+  Ratio ratio{.value = x / y, .low = {}, .high = {}};
+  if (numerator.size() < 2) return ratio;
+  double var_x = 0.0;
+  double var_y = 0.0;
+  double covariance = 0.0;
+  for (std::size_t i = 0; i < numerator.size(); ++i) {
+    var_x += (numerator[i] - x) * (numerator[i] - x);
+    var_y += (denominator[i] - y) * (denominator[i] - y);
+    covariance += (numerator[i] - x) * (denominator[i] - y);
+  }
+  const double t = student_t(confidence, n - 1.0);
+  const double share = t * t / (n * (n - 1.0));  // of the sums of squares, what a mean's variance is
+  // r^2 (y^2 - share var_y) - 2 r (x y - share cov) + (x^2 - share var_x) <= 0; an interval only where it opens
+  // upwards.
+  const double square = y * y - share * var_y;
+  const double linear = x * y - share * covariance;
+  const double constant = x * x - share * var_x;
+  if (square <= 0.0) return ratio;
+  const double root = std::sqrt(std::max(0.0, linear * linear - square * constant));
+  ratio.low = (linear - root) / square;
+  ratio.high = (linear + root) / square;
+  return ratio;
 }
 
 // P(at most `failures` of `trials`) under rate p is 1 - I_p(failures + 1, trials - failures), which falls as p grows.

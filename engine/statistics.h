@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 namespace vesper {
@@ -39,6 +41,21 @@ class Moments {
 
 // The regularised incomplete beta function I_x(a, b), the distribution function of Beta(a, b); a, b > 0, x in [0, 1].
 double regularized_beta(double x, double a, double b);
+
+// The two-sided quantile of Student's t: |T| stays below it with probability `confidence`, with `freedom` > 0 degrees
+// of freedom.
+double student_t(double confidence, double freedom);
+
+// A ratio of two means, with the interval that holds the true ratio with the confidence asked for.
+struct Ratio {
+  double value = 0.0;
+  std::optional<double> low;  // none where there are fewer than two pairs, or the interval has no end
+  std::optional<double> high;
+};
+// mean(numerator) / mean(denominator) of pairs that were measured side by side; the pairs' own correlation is part of
+// the interval. Source: Fieller, "Some Problems in Interval Estimation", J. R. Stat. Soc. B 16, 1954, for normal means:
+// all r with (x - r y)^2 <= t^2 (var x - 2 r cov + r^2 var y) / n.
+Ratio ratio_of_means(std::span<const double> numerator, std::span<const double> denominator, double confidence);
 
 // The exact one-sided upper confidence bound of a rate that `failures` of `trials` independent trials showed: the
 // largest p under which so few failures still have a probability of 1 - confidence. 1 for no trials.

@@ -1,0 +1,21 @@
+// What `vesper bench` prints and saves.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "engine/bench.h"
+
+namespace vesper {
+
+// Tables of times, of bytes and of attention, with what they were measured on and the rulers beside them.
+std::string bench_markdown(const BenchSetting& setting, const BenchReport& report);
+// {"model", "device", "roof", "clocks", "rows": [a member for each of bench_columns()], "skipped"}.
+nlohmann::json bench_json(const BenchSetting& setting, const BenchReport& report);
+// A head and a line a row.
+std::string bench_csv(const BenchReport& report);
+
+// Every figure and its meaning, a line each: for --help.
+std::string bench_definitions();
+
+}  // namespace vesper

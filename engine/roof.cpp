@@ -1,0 +1,71 @@
+#include "engine/roof.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+
+#include "engine/core/buffer.h"
+#include "engine/core/read_probe.h"
+#include "engine/core/stream.h"
+#include "models/fill.h"
+#include "models/linear.h"
+
+namespace vesper {
+namespace {
+
+constexpr int kPasses = 5;
+
+double matrix_rate(const Exec& exec) {
+  const bool cuda = exec.on_cuda();
+  const std::int64_t size = cuda ? 8192 : 1024;
+  const DType dtype = cuda ? DType::kBf16 : DType::kF32;
+  const std::int64_t bytes = size * size * dtype_bytes(dtype);
+  const Buffer storage(cuda ? Memory::kDevice : Memory::kHost, 3 * bytes, "the matrix probe");
+  auto* data = static_cast<std::byte*>(storage.data());
+  const TensorRef x = tensor_ref(data, dtype, size, size);
+  const TensorRef matrix = tensor_ref(data + bytes, dtype, size, size);
+  const TensorRef out = tensor_ref(data + 2 * bytes, dtype, size, size);
+  fill_uniform(exec, x, 0, 0, 1.0F);
+  fill_uniform(exec, matrix, 0, 1, 1.0F);
+  LinearWeight weight;
+  weight.blocks[0] = matrix;
+  weight.count = 1;
+  const LinearContext context(exec.device);
+  const auto multiply = [&] {
+    linear(exec, context, x, weight, out);
+    synchronize(exec);
+  };
+  multiply();
+  std::array<double, kPasses> seconds{};
+  for (double& pass : seconds) {
+    const auto begin = std::chrono::steady_clock::now();
+    multiply();
+    pass = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+  std::nth_element(seconds.begin(), seconds.begin() + kPasses / 2, seconds.end());
+  return static_cast<double>(linear_cost(dtype, dtype, size, size, size).flops) / seconds[kPasses / 2];
+}
+
+}  // namespace
+
+Roof probe_roof(DeviceKind device) {
+  const Stream stream(device);
+  return {.read_bytes_per_s = probe_read_rate(stream.exec()).bytes_per_s,
+          .matrix_flops_per_s = matrix_rate(stream.exec())};
+}
+
+Roof higher(const Roof& a, const Roof& b) {
+  return {.read_bytes_per_s = std::max(a.read_bytes_per_s, b.read_bytes_per_s),
+          .matrix_flops_per_s = std::max(a.matrix_flops_per_s, b.matrix_flops_per_s)};
+}
+
+std::int64_t last_cache_bytes(DeviceKind device) {
+  if (device == DeviceKind::kCuda) return device_info(device).l2_bytes;
+  constexpr std::int64_t kUnknown = std::int64_t{64} << 20;  // some virtual machines do not tell
+  const std::int64_t told = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return told > 0 ? told : kUnknown;
+}
+
+}  // namespace vesper
