@@ -18,6 +18,7 @@ namespace vesper {
 namespace {
 
 constexpr int kMostSeqs = 4096;
+constexpr int kLeastKernelContext = 1024;
 
 struct BenchOptions {
   ModelOptions model;
@@ -29,6 +30,8 @@ struct BenchOptions {
   int repeats = 5;
   std::string fill = "prefill";
   std::string sigma = "2";
+  double locality = 0.9;
+  bool kernels = false;
   bool json = false;
   bool csv = false;
   std::string save;
@@ -66,7 +69,7 @@ BenchSetting setting_of(const BenchOptions& options) {
   setting.max_tokens = options.max_tokens;
   setting.repeats = options.repeats;
   setting.fill = options.fill == "prefill" ? BenchFill::kPrefill : BenchFill::kSynthetic;
-  setting.sigma = parse_sigma(options.sigma, "--sigma");
+  setting.scores = {.sigma = parse_sigma(options.sigma, "--sigma"), .locality = options.locality};
   for (const std::string& attention : setting.attentions) {
     (void)parse_attention(attention, model_config_of(setting.model).layers);
   }
@@ -81,25 +84,54 @@ void write_file(const std::string& path, const std::string& text) {
   if (!file) fail({"writing " + path, "that the file took not all of it", "", "make room, or choose another --save"});
 }
 
+// Prints and saves one report in the form asked for.
+template <typename Json, typename Csv, typename Markdown>
+int write_report(const BenchOptions& options, const Json& as_json, const Csv& as_csv, const Markdown& as_markdown) {
+  const auto json_text = [&] { return as_json().dump(2) + '\n'; };
+  fmt::print("{}", options.json ? json_text() : options.csv ? as_csv() : as_markdown());
+  if (ends_in(options.save, ".json")) write_file(options.save, json_text());
+  if (ends_in(options.save, ".csv")) write_file(options.save, as_csv());
+  if (ends_in(options.save, ".md")) write_file(options.save, as_markdown());
+  return 0;
+}
+
+int run_kernels(const BenchOptions& options) {
+  const BenchSetting whole = setting_of(options);
+  const KernelSetting setting{.model = whole.model,
+                              .device = whole.engine.limits.device,
+                              .page_tokens = whole.engine.limits.page_tokens,
+                              .contexts = whole.contexts,
+                              .batches = whole.batches,
+                              .scores = whole.scores,
+                              .seed = whole.engine.seed};
+  for (const int context : setting.contexts) {
+    if (context >= kLeastKernelContext) continue;
+    refuse({"reading --context", fmt::format("{} with --kernels", context),
+            fmt::format("at least {}: lists need something to leave out", kLeastKernelContext), ""});
+  }
+  ProgressLine measuring("measuring kernels", ProgressUnit::kSteps);
+  const KernelReport report =
+      run_kernel_bench(setting, [&](std::int64_t done, std::int64_t total) { measuring.update(done, total); });
+  measuring.finish();
+  return write_report(
+      options, [&] { return kernels_json(setting, report); }, [&] { return kernels_csv(report); },
+      [&] { return kernels_markdown(setting, report); });
+}
+
 int run(const BenchOptions& options) {
   check_save_path(options.save);
+  if (options.kernels) return run_kernels(options);
   const BenchSetting setting = setting_of(options);
   ProgressLine loading("loading weights", ProgressUnit::kBytes);
   ProgressLine measuring("measuring", ProgressUnit::kSteps);
-  const BenchHooks hooks{.loading = [&](std::int64_t done, std::int64_t total) { loading.update(done, total); },
+  const BenchHooks hooks{.probe = {},
+                         .loading = [&](std::int64_t done, std::int64_t total) { loading.update(done, total); },
                          .progress = [&](std::int64_t done, std::int64_t total) { measuring.update(done, total); }};
   const BenchReport report = run_bench(setting, hooks);
   measuring.finish();
-  const auto as_json = [&] { return bench_json(setting, report).dump(2) + '\n'; };
-  if (options.json) {
-    fmt::print("{}", as_json());
-  } else {
-    fmt::print("{}", options.csv ? bench_csv(report) : bench_markdown(setting, report));
-  }
-  if (ends_in(options.save, ".json")) write_file(options.save, as_json());
-  if (ends_in(options.save, ".csv")) write_file(options.save, bench_csv(report));
-  if (ends_in(options.save, ".md")) write_file(options.save, bench_markdown(setting, report));
-  return 0;
+  return write_report(
+      options, [&] { return bench_json(setting, report); }, [&] { return bench_csv(report); },
+      [&] { return bench_markdown(setting, report); });
 }
 
 void add_measurement_flags(CLI::App& app, BenchOptions& options) {
@@ -142,9 +174,19 @@ void add_measurement_flags(CLI::App& app, BenchOptions& options) {
       "Of --fill synthetic: the standard deviation of q.k/sqrt(head_dim) over a sequence's keys, or LEAST:LARGEST over "
       "layers and KV heads",
       "S");
+  app.add_option("--locality", options.locality,
+                 "Of --fill synthetic: the correlation of the scores of neighbouring keys, runs of 16; at 0 no page "
+                 "looks better than another")
+      ->check(number(0.0, 1.0))
+      ->capture_default_str()
+      ->type_name("R")
+      ->group(kInputFlags);
 }
 
 void add_output_flags(CLI::App& app, BenchOptions& options) {
+  app.add_flag("--kernels", options.kernels,
+               "Measure every kernel alone instead of decode steps, at the shapes of --context and --batch")
+      ->group(kInputFlags);
   auto* json = app.add_flag("--json", options.json, "Print one JSON document instead of Markdown")->group(kOutputFlags);
   app.add_flag("--csv", options.csv, "Print CSV, a line a row")->group(kOutputFlags)->excludes(json);
   app.add_option("--save", options.save, "Also write a file: Markdown, CSV or JSON by its ending")
@@ -166,6 +208,7 @@ Command make_bench(CLI::App& root) {
       "  vesper bench --model synthetic:llama-3.1-8b --context 1k,32k --fill synthetic\n"
       "  vesper bench --model synthetic:llama-3.1-8b --context 32k,128k --batch 1,8 \\\n"
       "    --attention dense quest:token_budget=2048 twilight --fill synthetic --sigma 1:5\n"
+      "  vesper bench --model synthetic:llama-3.1-8b --kernels --context 32k --batch 1,8\n"
       "  vesper bench --model configs/demo --context 4k --attention dense quest:token_budget=512\n\n"
       "Figures (docs/bench.md tells how each is taken):\n" +
       bench_definitions() +

@@ -65,6 +65,28 @@ std::string score_line(const BenchSetting& setting, const BenchReport& report) {
   return text;
 }
 
+std::string rulers(const Roof& roof, const std::optional<ClockState>& before, const std::optional<ClockState>& after,
+                   DeviceKind device) {
+  std::string text = fmt::format(
+      "\nRoof, probed in this run: reads {:.1f} GB/s, multiplies {:.2f} TFLOP/s.\nClocks before: {}; after: {}.\n",
+      roof.read_bytes_per_s * 1e-9, roof.matrix_flops_per_s * 1e-12, describe_clocks(before), describe_clocks(after));
+  if (device == DeviceKind::kCpu) {
+    text +=
+        "On a CPU sparsity is shown, not speed: device times are those of the operations, the roof is a host read.\n";
+  }
+  return text;
+}
+
+std::string left_out(const std::vector<std::string>& skipped) {
+  std::string text;
+  for (const std::string& cell : skipped) text += "Left out: " + cell + ".\n";
+  return text;
+}
+
+nlohmann::json roof_json(const Roof& roof) {
+  return {{"read_gb_per_s", roof.read_bytes_per_s * 1e-9}, {"matrix_tflop_per_s", roof.matrix_flops_per_s * 1e-12}};
+}
+
 nlohmann::json clocks_json(const std::optional<ClockState>& clocks) {
   if (!clocks) return {};
   return {{"sm_mhz", clocks->sm_mhz},
@@ -86,16 +108,8 @@ std::string bench_markdown(const BenchSetting& setting, const BenchReport& repor
       setting.max_tokens * setting.repeats, setting.repeats,
       setting.attentions[static_cast<std::size_t>(setting.baseline)]);
   text += time_table(report) + '\n' + bytes_table(report) + score_line(setting, report);
-  text += fmt::format("\nRoof, probed in this run: reads {:.1f} GB/s, multiplies {:.2f} TFLOP/s.\n",
-                      report.roof.read_bytes_per_s * 1e-9, report.roof.matrix_flops_per_s * 1e-12);
-  text += fmt::format("Clocks before: {}; after: {}.\n", describe_clocks(report.clocks_before),
-                      describe_clocks(report.clocks_after));
-  if (setting.engine.limits.device == DeviceKind::kCpu) {
-    text +=
-        "On a CPU sparsity is shown, not speed: device times are those of the operations, the roof is a host read.\n";
-  }
-  for (const std::string& cell : report.skipped) text += "Left out: " + cell + ".\n";
-  return text;
+  return text + rulers(report.roof, report.clocks_before, report.clocks_after, setting.engine.limits.device) +
+         left_out(report.skipped);
 }
 
 nlohmann::json bench_json(const BenchSetting& setting, const BenchReport& report) {
@@ -109,9 +123,7 @@ nlohmann::json bench_json(const BenchSetting& setting, const BenchReport& report
           {"device", report.rows.front().device},
           {"baseline", setting.attentions[static_cast<std::size_t>(setting.baseline)]},
           {"seed", setting.engine.seed},
-          {"roof",
-           {{"read_gb_per_s", report.roof.read_bytes_per_s * 1e-9},
-            {"matrix_tflop_per_s", report.roof.matrix_flops_per_s * 1e-12}}},
+          {"roof", roof_json(report.roof)},
           {"clocks", {{"before", clocks_json(report.clocks_before)}, {"after", clocks_json(report.clocks_after)}}},
           {"rows", std::move(rows)},
           {"skipped", report.skipped}};
@@ -120,6 +132,62 @@ nlohmann::json bench_json(const BenchSetting& setting, const BenchReport& report
 std::string bench_csv(const BenchReport& report) {
   std::string text = csv_head() + '\n';
   for (const BenchRow& row : report.rows) text += csv_line(row) + '\n';
+  return text;
+}
+
+std::string kernels_markdown(const KernelSetting& setting, const KernelReport& report) {
+  std::string text = fmt::format("Kernels of {} on {}, each alone, data of every launch cold\n\n", setting.model,
+                                 device_info(setting.device).name);
+  text +=
+      "| stage | kernel | context | batch | us | least-most | GB/s | bound us | of the bound | cuBLASLt us | checked "
+      "|\n"
+      "|---|---|---|---|---|---|---|---|---|---|---|\n";
+  for (const KernelRow& row : report.rows) {
+    const double median = quantile(row.seconds, 0.5);
+    const double bound = bound_seconds(row, report.roof);
+    text += fmt::format("| {} | {} | {} | {} | {:.2f} | {:.2f}-{:.2f} | {:.0f} | {:.2f} | {:.1f} % | {} | {} |\n",
+                        row.stage, row.kernel, row.context == 0 ? "-" : fmt::format("{}", row.context), row.batch,
+                        median * 1e6, quantile(row.seconds, 0.0) * 1e6, quantile(row.seconds, 1.0) * 1e6,
+                        static_cast<double>(row.cost.bytes) / median * 1e-9, bound * 1e6, 100.0 * bound / median,
+                        row.rival_s ? fmt::format("{:.2f}", *row.rival_s * 1e6) : "-", row.check);
+  }
+  return text + rulers(report.roof, report.clocks_before, report.clocks_after, setting.device) +
+         left_out(report.skipped);
+}
+
+nlohmann::json kernels_json(const KernelSetting& setting, const KernelReport& report) {
+  nlohmann::json rows = nlohmann::json::array();
+  for (const KernelRow& row : report.rows) {
+    rows.push_back({{"stage", row.stage},
+                    {"kernel", row.kernel},
+                    {"context", row.context},
+                    {"batch", row.batch},
+                    {"us", quantile(row.seconds, 0.5) * 1e6},
+                    {"us_least", quantile(row.seconds, 0.0) * 1e6},
+                    {"us_most", quantile(row.seconds, 1.0) * 1e6},
+                    {"bytes", row.cost.bytes},
+                    {"flops", row.cost.flops},
+                    {"bound_us", bound_seconds(row, report.roof) * 1e6},
+                    {"cublaslt_us", row.rival_s ? nlohmann::json(*row.rival_s * 1e6) : nlohmann::json()},
+                    {"checked", row.check}});
+  }
+  return {{"model", setting.model},
+          {"device", device_info(setting.device).name},
+          {"roof", roof_json(report.roof)},
+          {"clocks", {{"before", clocks_json(report.clocks_before)}, {"after", clocks_json(report.clocks_after)}}},
+          {"kernels", std::move(rows)},
+          {"skipped", report.skipped}};
+}
+
+std::string kernels_csv(const KernelReport& report) {
+  std::string text = "stage,kernel,context,batch,us,us_least,us_most,bytes,flops,bound_us,cublaslt_us,checked\n";
+  for (const KernelRow& row : report.rows) {
+    text += fmt::format("{},\"{}\",{},{},{:.6g},{:.6g},{:.6g},{},{},{:.6g},{},\"{}\"\n", row.stage, row.kernel,
+                        row.context, row.batch, quantile(row.seconds, 0.5) * 1e6, quantile(row.seconds, 0.0) * 1e6,
+                        quantile(row.seconds, 1.0) * 1e6, row.cost.bytes, row.cost.flops,
+                        bound_seconds(row, report.roof) * 1e6,
+                        row.rival_s ? fmt::format("{:.6g}", *row.rival_s * 1e6) : "", row.check);
+  }
   return text;
 }
 

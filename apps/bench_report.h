@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/bench.h"
+#include "engine/kernel_bench.h"
 
 namespace vesper {
 
@@ -14,6 +15,11 @@ std::string bench_markdown(const BenchSetting& setting, const BenchReport& repor
 nlohmann::json bench_json(const BenchSetting& setting, const BenchReport& report);
 // A head and a line a row.
 std::string bench_csv(const BenchReport& report);
+
+// The same of `--kernels`: a row a kernel, by stage.
+std::string kernels_markdown(const KernelSetting& setting, const KernelReport& report);
+nlohmann::json kernels_json(const KernelSetting& setting, const KernelReport& report);
+std::string kernels_csv(const KernelReport& report);
 
 // Every figure and its meaning, a line each: for --help.
 std::string bench_definitions();

@@ -18,6 +18,9 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
                      const Batch& batch, const Selection& list, int min_entries, DenseLimit dense,
                      const SplitPartials& partials, const TensorRef& out, TensorView<float, 2> lse);
 
+// `listed`: tokens of all lists (one list a sequence and KV head), each K and V row once and its entry.
+Cost attend_selected_cost(const AttentionShape& shape, DType dtype, std::int64_t seqs, std::int64_t listed);
+
 // Adds what this step's lists hold to running totals: one number each for every (layer's) KV head.
 struct KeptCounters {
   TensorView<std::int64_t, 1> kept_tokens;      // [kv_heads] tokens on lists (of pages: their tokens)

@@ -18,4 +18,8 @@ void prune_top_p(const Exec& exec, const AttentionShape& shape, const Batch& bat
   cpu::prune_top_p(shape, batch, scores, pages, rule, dense, tokens);
 }
 
+Cost prune_top_p_cost(const AttentionShape& shape, std::int64_t candidates, std::int64_t kept) {
+  return {.bytes = 4 * (candidates * shape.heads + kept), .flops = 2 * candidates * shape.heads};
+}
+
 }  // namespace vesper

@@ -24,6 +24,9 @@ struct TopPRule {
 void prune_top_p(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                  const Selection& pages, const TopPRule& rule, DenseLimit dense, const Selection& tokens);
 
+// `candidates`: of all sequences, for one KV head; `kept`: entries of all lists. Every score once, an exponential each.
+Cost prune_top_p_cost(const AttentionShape& shape, std::int64_t candidates, std::int64_t kept);
+
 namespace cpu {
 void prune_top_p(const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                  const Selection& pages, const TopPRule& rule, DenseLimit dense, const Selection& tokens);

@@ -43,4 +43,13 @@ void size_sample(const Exec& exec, const AttentionShape& shape, const TensorRef&
   cpu::size_sample(shape, q.as<const float, 2>(), kv, batch, out.as<const float, 2>(), lse, rule, dense, list, report);
 }
 
+Cost select_static_cost(std::int64_t scores, std::int64_t kept) {
+  return {.bytes = 4 * (scores + kept), .flops = scores};
+}
+
+Cost size_sample_cost(const AttentionShape& shape, DType dtype, std::int64_t sampled) {
+  return {.bytes = sampled * (2 * shape.head_dim * dtype_bytes(dtype) + 4),
+          .flops = 6 * sampled * shape.group() * shape.head_dim};
+}
+
 }  // namespace vesper

@@ -81,6 +81,11 @@ void size_sample(const Exec& exec, const AttentionShape& shape, const TensorRef&
                  const Batch& batch, const TensorRef& out, TensorView<const float, 2> lse, const SampleRule& rule,
                  DenseLimit dense, const Selection& list, const SampleReport& report);
 
+// `scores` of pages or tokens read for all sequences and KV heads, `kept` entries of all lists written.
+Cost select_static_cost(std::int64_t scores, std::int64_t kept);
+// Sizing: K and V of `sampled` entries of all lists read, as many entries written.
+Cost size_sample_cost(const AttentionShape& shape, DType dtype, std::int64_t sampled);
+
 namespace cpu {
 void select_static(const AttentionShape& shape, const Batch& batch, const TopKScores& scores, const StaticRule& rule,
                    DenseLimit dense, const Selection& list);

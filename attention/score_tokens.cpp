@@ -18,4 +18,13 @@ void score_tokens(const Exec& exec, const AttentionShape& shape, const TensorRef
   cpu::score_tokens(shape, q.as<const float, 2>(), kv, batch, pages, source, dense, scores);
 }
 
+Cost score_tokens_cost(const AttentionShape& shape, DType dtype, KeySource source, std::int64_t seqs,
+                       std::int64_t candidates) {
+  const std::int64_t head_dim = shape.head_dim;
+  const std::int64_t key = source == KeySource::kInt4 ? head_dim / 2 + 4 : head_dim * dtype_bytes(dtype);
+  return {.bytes = candidates * (shape.kv_heads * key + shape.heads * 4) +
+                   seqs * shape.heads * head_dim * dtype_bytes(dtype),
+          .flops = 2 * candidates * shape.heads * head_dim};
+}
+
 }  // namespace vesper

@@ -18,6 +18,10 @@ void score_tokens(const Exec& exec, const AttentionShape& shape, const TensorRef
                   const Batch& batch, const Selection& pages, KeySource source, DenseLimit dense,
                   TensorView<float, 3> scores);
 
+// `candidates`: of all sequences, for one KV head. A key (or its 4-bit copy) each, a score for each query head.
+Cost score_tokens_cost(const AttentionShape& shape, DType dtype, KeySource source, std::int64_t seqs,
+                       std::int64_t candidates);
+
 namespace cpu {
 void score_tokens(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
                   const Selection& pages, KeySource source, DenseLimit dense, TensorView<float, 3> scores);

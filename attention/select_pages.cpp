@@ -19,6 +19,18 @@ void score_pages(const Exec& exec, const AttentionShape& shape, const TensorRef&
   cpu::score_pages(shape, q.as<const float, 2>(), kv, batch, page_score, group_score, dense, scores);
 }
 
+Cost score_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_score, std::int64_t seqs,
+                      std::int64_t pages) {
+  const std::int64_t element = page_score == PageScore::kMinMax ? dtype_bytes(dtype) : 4;
+  const std::int64_t rows = pages * shape.kv_heads;
+  return {.bytes = rows * (2 * shape.head_dim * element + 4) + seqs * shape.heads * shape.head_dim * dtype_bytes(dtype),
+          .flops = 4 * pages * shape.heads * shape.head_dim};
+}
+
+Cost select_pages_cost(const AttentionShape& shape, std::int64_t pages, std::int64_t kept) {
+  return {.bytes = 4 * (pages * shape.kv_heads + kept), .flops = pages * shape.kv_heads};
+}
+
 void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                   const PageBudget& budget, DenseLimit dense, const Selection& pages) {
   assert(has_room_for_pages(shape, batch, scores.shape(2)));

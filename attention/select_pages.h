@@ -35,6 +35,12 @@ struct PageBudget {
 void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                   const PageBudget& budget, DenseLimit dense, const Selection& pages);
 
+// `pages`: of all sequences. Two table rows a page and KV head, one score.
+Cost score_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_score, std::int64_t seqs,
+                      std::int64_t pages);
+// Every score once, every entry of a list once; `kept`: entries of all lists.
+Cost select_pages_cost(const AttentionShape& shape, std::int64_t pages, std::int64_t kept);
+
 namespace cpu {
 void score_pages(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
                  PageScore page_score, GroupScore group_score, DenseLimit dense, TensorView<float, 3> scores);

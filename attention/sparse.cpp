@@ -13,12 +13,6 @@ constexpr int divide_up(int a, int b) {
   return (a + b - 1) / b;
 }
 
-// Splits of lists of up to `entries` entries, for `seqs` sequences: enough to fill the device.
-int list_splits(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries) {
-  const int wanted = std::max(1, divide_up(units, std::max(1, seqs * limits.shape.kv_heads)));
-  return std::min(wanted, divide_up(entries, min_entries));
-}
-
 Memory device_memory(const AttentionLimits& limits) {
   return limits.device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost;
 }
@@ -47,6 +41,11 @@ int page_list_bound(const PageBudget& budget, int tokens, int page_tokens) {
   const int forced = 1 + page_count(tokens_of(budget.sink_tokens, tokens), page_tokens) +
                      page_count(tokens_of(budget.window_tokens, tokens), page_tokens) + 1;
   return std::min(pages, std::max(chosen, forced));
+}
+
+int list_splits(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries) {
+  const int wanted = std::max(1, divide_up(units, std::max(1, seqs * limits.shape.kv_heads)));
+  return std::min(wanted, divide_up(entries, min_entries));
 }
 
 std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int min_entries) {

@@ -39,6 +39,9 @@ struct BackendScratch {
   std::int64_t selections = 0;
 };
 
+// Splits of lists of up to `entries` entries, for `seqs` sequences: enough to fill a device of `units` (decode_units).
+int list_splits(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries);
+
 // Partial results of attention over lists of up to `entries` entries, cut into splits of at least `min_entries`.
 std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int min_entries);
 

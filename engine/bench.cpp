@@ -6,7 +6,6 @@
 #include <chrono>
 #include <limits>
 
-#include "engine/bench_fill.h"
 #include "engine/core/error.h"
 #include "engine/eval_attention.h"
 
@@ -240,11 +239,12 @@ class Bench {
   BenchReport run() {
     plan();
     const DeviceKind device = setting_.engine.limits.device;
-    report_.roof = probe_roof(device);
+    const auto probe = [&] { return hooks_.probe ? hooks_.probe() : probe_roof(device); };
+    report_.roof = probe();
     report_.clocks_before = read_clocks();
     for (const BatchPlan& plan : plans_) run_batch(plan);
     report_.clocks_after = read_clocks();
-    report_.roof = higher(report_.roof, probe_roof(device));
+    report_.roof = higher(report_.roof, probe());
     for (BenchRow& row : report_.rows) row.roof = report_.roof;
     for (const BenchRow& row : report_.rows) check_row(row);
     return std::move(report_);
@@ -288,7 +288,7 @@ class Bench {
       if (!fits.contexts.empty()) plans_.push_back(std::move(fits));
     }
     if (plans_.empty()) {
-      refuse({"planning the bench", report_.skipped[0], "at least one cell that fits", "lower --context or --batch"});
+      refuse({"planning the bench", report_.skipped[0], "at least one cell that does", "lower --context or --batch"});
     }
   }
 
@@ -302,7 +302,7 @@ class Bench {
     Engine engine(setting_.model, plan.options, hooks_.loading);
     engine.shuffle_free_pages(setting_.engine.seed);
     std::optional<SyntheticFill> drawn;
-    if (setting_.fill == BenchFill::kSynthetic) drawn.emplace(engine, setting_.sigma, setting_.engine.seed);
+    if (setting_.fill == BenchFill::kSynthetic) drawn.emplace(engine, setting_.scores, setting_.engine.seed);
     for (const int context : plan.contexts) run_cell(engine, drawn ? &*drawn : nullptr, context, plan.batch);
   }
 

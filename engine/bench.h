@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/bench_figures.h"
+#include "engine/bench_fill.h"
 #include "engine/core/clocks.h"
 #include "engine/engine.h"
 
@@ -32,7 +32,7 @@ struct BenchSetting {
   int max_tokens = 32;                  // less than every context
   int repeats = 5;
   BenchFill fill = BenchFill::kPrefill;
-  SigmaRange sigma{2.0, 2.0};  // of a synthetic fill
+  DrawnScores scores;  // of a synthetic fill
 };
 
 struct BenchReport {
@@ -44,7 +44,8 @@ struct BenchReport {
 };
 
 struct BenchHooks {
-  Progress loading;                                                     // of weights
+  std::function<Roof()> probe;  // measures the rulers; where it is empty, probe_roof
+  Progress loading;             // of weights
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // of the measurement, in decode steps
 };
 

@@ -76,27 +76,36 @@ std::vector<std::int32_t> drawn_ids(const ModelConfig& config, std::uint64_t see
   return ids;
 }
 
-SyntheticFill::SyntheticFill(Engine& engine, const SigmaRange& sigma, std::uint64_t seed)
-    : engine_(engine), seed_(seed) {
+SyntheticFill::SyntheticFill(Engine& engine, const DrawnScores& scores, std::uint64_t seed)
+    : engine_(engine),
+      seed_(seed),
+      run_share_(static_cast<float>(std::sqrt(scores.locality))),
+      token_share_(static_cast<float>(std::sqrt(1.0 - scores.locality))) {
   const ModelConfig& config = engine.config();
-  const std::vector<double> squares = query_lengths(engine, seed);
-  std::vector<float> ranges;
-  for (const double square : squares) {
+  std::vector<float> numbers;
+  for (const double square : query_lengths(engine, seed)) {
     // sigma = |q| r / sqrt(3 d): models/synthetic_kv.h.
-    const double spread = spread_of(sigma, static_cast<std::int64_t>(ranges.size()));
-    ranges.push_back(static_cast<float>(spread * std::sqrt(3.0 * config.head_dim / std::max(square, 1e-12))));
+    const double sigma = spread_of(scores.sigma, static_cast<std::int64_t>(numbers.size()));
+    numbers.push_back(static_cast<float>(sigma * std::sqrt(3.0 * config.head_dim / std::max(square, 1e-12))));
   }
-  const auto bytes = static_cast<std::int64_t>(ranges.size()) * 4;
-  key_range_ = Buffer(engine.attention_limits().device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost, bytes,
-                      "the ranges of drawn keys");
-  const Stream stream(engine.attention_limits().device);
-  copy_bytes(stream.exec(), key_range_.data(), ranges.data(), bytes);
+  numbers.resize(numbers.size() + static_cast<std::size_t>(config.head_dim) / 2);
+  const DeviceKind device = engine.attention_limits().device;
+  const auto bytes = static_cast<std::int64_t>(numbers.size()) * 4;
+  numbers_ = Buffer(device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost, bytes, "the ranges of drawn keys");
+  const Stream stream(device);
+  copy_bytes(stream.exec(), numbers_.data(), numbers.data(), bytes);
   stream.synchronize();
 }
 
 void SyntheticFill::fill(CachedSequence& sequence, int tokens) const {
   const ModelConfig& config = engine_.config();
-  const DrawnKv drawn{.key_range = key_range_.view<const float>(config.layers, config.kv_heads), .seed = seed_};
+  auto* numbers = static_cast<float*>(numbers_.data());
+  const std::int64_t ranges = std::int64_t{config.layers} * config.kv_heads;
+  const DrawnKv drawn{.key_range = TensorView<const float, 2>(numbers, config.layers, config.kv_heads),
+                      .no_turn = TensorView<const float, 1>(numbers + ranges, config.head_dim / 2),
+                      .run_share = run_share_,
+                      .token_share = token_share_,
+                      .seed = seed_};
   while (sequence.length < tokens) {
     engine_.append_drawn(sequence, std::min(engine_.memory().limits.prefill_chunk, tokens - sequence.length), drawn);
   }

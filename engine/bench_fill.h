@@ -15,6 +15,12 @@ namespace vesper {
 // Ids of prompt `number`, drawn from `seed` over the vocabulary.
 std::vector<std::int32_t> drawn_ids(const ModelConfig& config, std::uint64_t seed, int number, int tokens);
 
+// What drawn keys shall give: the spread of scores, and the correlation of neighbours' scores (models/synthetic_kv.h).
+struct DrawnScores {
+  SigmaRange sigma{2.0, 2.0};
+  double locality = 0.9;
+};
+
 // Drawn keys for one engine, scaled so that the scores of the model's own queries have the spread asked for. A (layer,
 // KV head) gets its spread from the range by the golden ratio's multiples, which cover it evenly and put neighbours
 // apart. How long queries are is measured: a few decode steps over random ids, mean of |q|^2 over steps and the group's
@@ -23,7 +29,7 @@ std::vector<std::int32_t> drawn_ids(const ModelConfig& config, std::uint64_t see
 class SyntheticFill {
  public:
   // Runs decode steps of the attention in use. `engine` must have free pages for one short sequence, and outlive it.
-  SyntheticFill(Engine& engine, const SigmaRange& sigma, std::uint64_t seed);
+  SyntheticFill(Engine& engine, const DrawnScores& scores, std::uint64_t seed);
 
   // Stores `tokens` tokens in an empty sequence. Pages must be reserved.
   void fill(CachedSequence& sequence, int tokens) const;
@@ -31,7 +37,9 @@ class SyntheticFill {
  private:
   Engine& engine_;
   std::uint64_t seed_;
-  Buffer key_range_;  // [layers, kv_heads] on the device
+  float run_share_;
+  float token_share_;
+  Buffer numbers_;  // on the device: ranges [layers, kv_heads], then zeros [head_dim / 2]
 };
 
 // The spread of q . k / sqrt(head_dim) over the keys of a sequence.

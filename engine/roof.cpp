@@ -3,23 +3,21 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <chrono>
 
 #include "engine/core/buffer.h"
 #include "engine/core/read_probe.h"
 #include "engine/core/stream.h"
+#include "engine/kernel_timer.h"
+#include "engine/statistics.h"
 #include "models/fill.h"
 #include "models/linear.h"
 
 namespace vesper {
 namespace {
 
-constexpr int kPasses = 5;
-
 double matrix_rate(const Exec& exec) {
   const bool cuda = exec.on_cuda();
-  const std::int64_t size = cuda ? 8192 : 1024;
+  const std::int64_t size = cuda ? 8192 : 512;
   const DType dtype = cuda ? DType::kBf16 : DType::kF32;
   const std::int64_t bytes = size * size * dtype_bytes(dtype);
   const Buffer storage(cuda ? Memory::kDevice : Memory::kHost, 3 * bytes, "the matrix probe");
@@ -33,19 +31,8 @@ double matrix_rate(const Exec& exec) {
   weight.blocks[0] = matrix;
   weight.count = 1;
   const LinearContext context(exec.device);
-  const auto multiply = [&] {
-    linear(exec, context, x, weight, out);
-    synchronize(exec);
-  };
-  multiply();
-  std::array<double, kPasses> seconds{};
-  for (double& pass : seconds) {
-    const auto begin = std::chrono::steady_clock::now();
-    multiply();
-    pass = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  }
-  std::nth_element(seconds.begin(), seconds.begin() + kPasses / 2, seconds.end());
-  return static_cast<double>(linear_cost(dtype, dtype, size, size, size).flops) / seconds[kPasses / 2];
+  const double seconds = quantile(time_turns(exec, 1, [&](int) { linear(exec, context, x, weight, out); }), 0.5);
+  return static_cast<double>(linear_cost(dtype, dtype, size, size, size).flops) / seconds;
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ struct Roof {
   double matrix_flops_per_s = 0.0;  // a product of large square matrices through models/linear.h
 };
 
-// Measures both and gives the memory back: some 4 GiB on CUDA, 512 MiB on the CPU, less where less is free. The
-// matrices are 8192 x 8192 in bf16 on CUDA, where cuBLASLt multiplies them, and 1024 x 1024 in f32 on the CPU. Waits.
+// Measures both and gives the memory back: some 4 GiB on CUDA, 256 MiB on the CPU, less where less is free. The
+// matrices are 8192 x 8192 in bf16 on CUDA, where cuBLASLt multiplies them, and 512 x 512 in f32 on the CPU. Waits.
 Roof probe_roof(DeviceKind device);
 
 // Of two measurements of one machine the higher rates: what it could do.

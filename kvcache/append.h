@@ -1,6 +1,7 @@
 // The append pass: rotates the queries and keys of a step and stores its keys and values in the cache, in one pass.
 #pragma once
 
+#include "engine/core/cost.h"
 #include "engine/core/exec.h"
 #include "engine/core/tensor.h"
 #include "kvcache/batch.h"
@@ -27,6 +28,10 @@ struct Rope {
 // `kv` has are brought up to date (kvcache/side_tables.h).
 void append_kv(const Exec& exec, const TensorRef& qkv, const Rope& rope, const Batch& batch, const LayerKv& kv,
                const TensorRef& q_out);
+
+// Of a decode step, one token a sequence: its row of q, k and v, and, where there are tables, the keys of its page and
+// the page's tables anew.
+Cost append_kv_cost(const KvShape& shape, int heads, const SideTables& tables, std::int64_t seqs);
 
 // Without the side tables.
 namespace cpu {

@@ -3,6 +3,7 @@
 #include <array>
 #include <utility>
 
+#include "engine/core/stream.h"
 #include "kvcache/side_tables.h"
 #include "models/norm.h"
 #include "models/projections.h"

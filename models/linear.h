@@ -98,6 +98,9 @@ LinearContext::Impl* create_linear_context(std::int64_t panel_bytes);
 void destroy_linear_context(LinearContext::Impl* impl) noexcept;
 void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
             const TensorRef& out);
+// The same through cuBLASLt however few rows x has: what the GEMV kernels are measured against.
+void linear_cublaslt(const Exec& exec, const LinearContext& context, const TensorRef& x, const TensorRef& matrix,
+                     const TensorRef& out);
 }  // namespace cuda
 
 }  // namespace vesper

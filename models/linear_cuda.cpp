@@ -216,5 +216,10 @@ void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, 
   multiply_many(exec, impl, x, weight.blocks[0], out, 0);
 }
 
+void linear_cublaslt(const Exec& exec, const LinearContext& context, const TensorRef& x, const TensorRef& matrix,
+                     const TensorRef& out) {
+  multiply_many(exec, *context.impl(), x, matrix, out, 0);
+}
+
 }  // namespace cuda
 }  // namespace vesper

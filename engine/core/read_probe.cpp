@@ -19,7 +19,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kPasses = 9;
 constexpr std::int64_t kDeviceBytes = std::int64_t{4} << 30;
-constexpr std::int64_t kHostBytes = std::int64_t{512} << 20;
+constexpr std::int64_t kHostBytes = std::int64_t{256} << 20;
 constexpr std::int64_t kGrain = std::int64_t{1} << 16;  // words that a CPU thread takes at once
 constexpr std::int64_t kUnit = std::int64_t{1} << 17;   // what a block of the CUDA kernel reads
 

@@ -13,7 +13,7 @@ struct ReadRate {
   std::int64_t bytes = 0;    // of one pass
 };
 
-// Reads random data far larger than any cache (4 GiB on CUDA, 512 MiB on the CPU, never more than a quarter of the free
+// Reads random data far larger than any cache (4 GiB on CUDA, 256 MiB on the CPU, never more than a quarter of the free
 // memory), several times over, and gives the memory back. Every byte enters a checksum that is compared with the one
 // made when the data was written, so that no pass can skip any: a run error otherwise. Waits.
 ReadRate probe_read_rate(const Exec& exec);

@@ -1,11 +1,14 @@
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <vector>
 
 #include "engine/core/buffer.h"
 #include "engine/core/launch.cuh"
 #include "engine/core/numeric.cuh"
 #include "engine/core/philox.h"
+#include "engine/core/read_probe.h"
+#include "engine/core/stream.h"
 #include "tests/gpu.h"
 
 namespace vesper {
@@ -73,6 +76,38 @@ TEST(NumericCuda, NarrowsAsTheHostDoes) {
   for (std::size_t i = 0; i < kCount; ++i) {
     ASSERT_EQ(got_bf16[i].bits, to_bf16(values[i]).bits) << values[i];
     ASSERT_EQ(got_f16[i].bits, to_f16(values[i]).bits) << values[i];
+  }
+}
+
+// Between a fifth and all of what any card of compute capability 8.0 and up can have; the checksums are checked inside.
+TEST(ReadProbeCuda, MeasuresTheCard) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const ReadRate rate = probe_read_rate(stream.exec());
+  std::printf("reads %.1f GB/s over %.1f GB\n", rate.bytes_per_s * 1e-9, static_cast<double>(rate.bytes) * 1e-9);
+  EXPECT_GT(rate.bytes, device_info(DeviceKind::kCuda).l2_bytes);
+  EXPECT_GT(rate.bytes_per_s, 1e11);
+  EXPECT_LT(rate.bytes_per_s, 1e13);
+}
+
+// An event that a graph holds is set anew by every replay.
+TEST(EventCuda, InAGraphTellsTheTimeOfItsReplay) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  const Exec exec = stream.exec();
+  const Buffer large(Memory::kDevice, std::int64_t{256} << 20, "what takes a while");
+  Event begin;
+  Event end;
+  const Graph graph = Graph::capture(exec, [&] {
+    begin.record(exec);
+    zero_bytes(exec, large.data(), large.bytes());
+    end.record(exec);
+  });
+  for (int replay = 0; replay < 2; ++replay) {
+    graph.launch(exec);
+    stream.synchronize();
+    EXPECT_GT(end.ms_since(begin), 0.01F);  // 256 MiB at 25 TB/s
+    EXPECT_LT(end.ms_since(begin), 100.0F);
   }
 }
 

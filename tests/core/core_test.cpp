@@ -4,9 +4,11 @@
 #include <limits>
 
 #include "engine/core/buffer.h"
+#include "engine/core/clocks.h"
 #include "engine/core/dtype.h"
 #include "engine/core/error.h"
 #include "engine/core/mapped_file.h"
+#include "engine/core/read_probe.h"
 #include "engine/core/stream.h"
 #include "engine/core/tensor.h"
 
@@ -85,6 +87,24 @@ TEST(Buffer, IsCountedAndFreed) {
 TEST(MappedFile, RefusesWhatIsNoFile) {
   EXPECT_THROW(MappedFile("/nonexistent/file"), Error);
   EXPECT_THROW(MappedFile("/tmp"), Error);
+}
+
+TEST(ReadProbe, MeasuresTheCpu) {
+  const ReadRate rate = probe_read_rate(Exec{});
+  EXPECT_GT(rate.bytes, 1 << 20);
+  EXPECT_GT(rate.bytes_per_s, 1e8);
+  EXPECT_LT(rate.bytes_per_s, 1e13);
+}
+
+TEST(Clocks, AreNotAvailableWithoutAGpu) {
+  EXPECT_EQ(describe_clocks(std::nullopt), "not available");
+  ClockState state;
+  state.sm_mhz = 1500;
+  state.max_sm_mhz = 1980;
+  state.power_w = 350.4;
+  EXPECT_EQ(describe_clocks(state), "1500 of 1980 MHz, memory 0 of 0 MHz, 0 C, 350 W, not throttled");
+  state.throttled_by = {"power cap", "hardware thermal"};
+  EXPECT_TRUE(describe_clocks(state).ends_with(", throttled by power cap and hardware thermal"));
 }
 
 TEST(DeviceInfo, KnowsTheCpu) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <vector>
 
 namespace vesper {
 namespace {
@@ -55,6 +56,41 @@ TEST(Statistics, ClopperPearsonIsTheExactBound) {
   // Many trials: close to the normal bound, which has no exact form to compare with.
   const double rate = clopper_pearson_upper(5'000'000, 100'000'000, 0.95);
   EXPECT_NEAR(rate, 0.05 + 1.6448536 * std::sqrt(0.05 * 0.95 / 1e8), 2e-8);
+}
+
+// Expected: printed tables of Student's t.
+TEST(Statistics, StudentsQuantileIsThatOfTheTables) {
+  EXPECT_NEAR(student_t(0.95, 1), 12.706205, 1e-5);
+  EXPECT_NEAR(student_t(0.95, 4), 2.776445, 1e-5);
+  EXPECT_NEAR(student_t(0.99, 10), 3.169273, 1e-5);
+  EXPECT_NEAR(student_t(0.95, 1e6), 1.959966, 1e-5);
+}
+
+TEST(Statistics, RatioOfMeansHasFiellersInterval) {
+  const std::vector<double> one = {3.0};
+  EXPECT_DOUBLE_EQ(ratio_of_means(one, one, 0.95).value, 1.0);
+  EXPECT_FALSE(ratio_of_means(one, one, 0.95).low.has_value());
+  // Pairs in one proportion have no spread, however much they drift.
+  const std::vector<double> slow = {2.0, 4.0, 6.0};
+  const std::vector<double> fast = {1.0, 2.0, 3.0};
+  const Ratio exact = ratio_of_means(slow, fast, 0.5);
+  EXPECT_DOUBLE_EQ(exact.value, 2.0);
+  EXPECT_NEAR(*exact.low, 2.0, 1e-7);
+  EXPECT_NEAR(*exact.high, 2.0, 1e-7);
+  // By the definition: x - r y of the pairs has mean 0 at distance t standard errors, at both ends.
+  const std::vector<double> x = {10.2, 9.8, 10.5, 10.1, 9.9};
+  const std::vector<double> y = {5.1, 5.0, 4.8, 5.2, 4.9};
+  const Ratio ratio = ratio_of_means(x, y, 0.95);
+  EXPECT_DOUBLE_EQ(ratio.value, 50.5 / 25.0);
+  for (const double end : {*ratio.low, *ratio.high}) {
+    Moments differences;
+    for (std::size_t i = 0; i < x.size(); ++i) differences.add(x[i] - end * y[i]);
+    EXPECT_NEAR(std::abs(differences.mean()) / differences.standard_error(), student_t(0.95, 4), 1e-6);
+  }
+  EXPECT_LT(*ratio.low, ratio.value);
+  EXPECT_GT(*ratio.high, ratio.value);
+  // A denominator that may be 0 bounds nothing.
+  EXPECT_FALSE(ratio_of_means(x, std::vector<double>{-5.0, 6.0, -4.0, 5.0, 1.0}, 0.95).low.has_value());
 }
 
 }  // namespace

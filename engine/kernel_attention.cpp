@@ -1,0 +1,405 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "attention/page_choice.h"
+#include "attention/prune_top_p.h"
+#include "attention/sample_tail.h"
+#include "attention/score_tokens.h"
+#include "engine/core/error.h"
+#include "engine/core/stream.h"
+#include "engine/exact_step.h"
+#include "engine/kernel_cases.h"
+#include "engine/kernel_timer.h"
+#include "kvcache/append.h"
+#include "kvcache/side_tables.h"
+
+namespace vesper {
+namespace {
+
+// The papers' settings, as far as the context allows: Quest's budget and Twilight's base and p (targets of both
+// papers' operator figures), vAttention's static part and pilot (the defaults of docs/backends.md).
+constexpr int kPageBudget = 2048;
+constexpr int kBaseBudget = 8192;
+constexpr float kTopP = 0.85F;
+constexpr int kPrefillTokens = 2048;
+constexpr int kMinSplitTokens = 128;
+
+// A list of the first sequence and KV head on the host.
+struct HostList {
+  std::vector<std::int32_t> index, numbers;
+  std::vector<float> weight;
+  Selection list;
+
+  HostList(SelectionUnit unit, std::int64_t capacity)
+      : index(static_cast<std::size_t>(capacity)), numbers(2, 0), weight(1, 0.0F) {
+    list.unit = unit;
+    list.index = TensorView<std::int32_t, 3>(index.data(), 1, 1, capacity);
+    list.count = TensorView<std::int32_t, 2>(numbers.data(), 1, 1);
+    list.tail_begin = TensorView<std::int32_t, 2>(numbers.data() + 1, 1, 1);
+    list.tail_log_weight = TensorView<float, 2>(weight.data(), 1, 1);
+  }
+  HostList(const Exec& exec, const Selection& device) : HostList(device.unit, device.index.shape(2)) {
+    copy_bytes(exec, index.data(), device.index.data(), static_cast<std::int64_t>(index.size()) * 4);
+    copy_bytes(exec, numbers.data(), device.count.data(), 4);
+    copy_bytes(exec, numbers.data() + 1, device.tail_begin.data(), 4);
+    copy_bytes(exec, weight.data(), device.tail_log_weight.data(), 4);
+    synchronize(exec);
+  }
+  HostList(const HostList&) = delete;
+  HostList& operator=(const HostList&) = delete;
+  HostList(HostList&&) = delete;
+  HostList& operator=(HostList&&) = delete;
+  ~HostList() = default;
+
+  [[nodiscard]] std::vector<std::int32_t> entries() const { return {index.begin(), index.begin() + numbers[0]}; }
+};
+
+std::string same_list(const std::string& what, const HostList& found, const HostList& expected) {
+  if (found.entries() == expected.entries()) return fmt::format("CPU, same list of {}", found.numbers[0]);
+  fail({"checking the output of " + what, fmt::format("a list of {} entries", found.numbers[0]),
+        fmt::format("the {} that the CPU chooses from the same scores", expected.numbers[0]),
+        "this kernel is wrong on this device; report it"});
+}
+
+class AttentionKernels {
+ public:
+  AttentionKernels(const Exec& exec, const AttentionLimits& limits, KernelWorld& world)
+      : exec_(exec),
+        limits_(limits),
+        world_(world),
+        shape_(world.shape()),
+        batch_(world.decode()),
+        units_(decode_units(limits)),
+        scratch_(world.memory(), scratch_bytes(), "lists and scores of the kernel bench") {}
+
+  std::vector<KernelRow> run() {
+    append();  // before the truth is read: it stores a token
+    truth_.emplace(exec_, world_);
+    dense();
+    quest();
+    twilight();
+    vattention();
+    prefill();
+    return std::move(rows_);
+  }
+
+ private:
+  struct Scratch {
+    TensorView<float, 3> page_scores;
+    TensorView<float, 3> token_scores;
+    Selection pages;
+    Selection base;
+    Selection tokens;
+    Selection sampled;
+    TensorView<std::int32_t, 2> guard_hits;
+    TensorView<float, 1> partials;
+  };
+
+  Scratch lay_out(ScratchCarver& carver) const {
+    const int seqs = world_.seqs();
+    const int g = shape_.kv_heads;
+    const int tokens = world_.pages() * shape_.page_tokens;
+    Scratch scratch;
+    scratch.page_scores = carver.take<float>(seqs, g, world_.pages());
+    scratch.token_scores = carver.take<float>(seqs, shape_.heads, tokens);
+    scratch.pages = take_selection(carver, SelectionUnit::kPages, seqs, g, world_.pages());
+    scratch.base = take_selection(carver, SelectionUnit::kPages, seqs, g, base_pages());
+    scratch.tokens = take_selection(carver, SelectionUnit::kTokens, seqs, g, tokens);
+    scratch.sampled = take_selection(carver, SelectionUnit::kTokens, seqs, g, tokens);
+    scratch.guard_hits = carver.take<std::int32_t>(seqs, g);
+    std::int64_t bytes = 0;
+    for (const int entries : {world_.pages(), tokens}) {
+      bytes = std::max(bytes,
+                       list_partial_bytes(limits_, entries,
+                                          entries == tokens ? kMinSplitTokens : kMinSplitTokens / shape_.page_tokens));
+    }
+    scratch.partials = carver.take<float>(bytes / 4);
+    return scratch;
+  }
+  std::int64_t scratch_bytes() const {
+    ScratchCarver counter(nullptr);
+    (void)lay_out(counter);
+    return counter.used();
+  }
+  [[nodiscard]] Scratch scratch() const {
+    ScratchCarver carver(scratch_.data());
+    return lay_out(carver);
+  }
+  [[nodiscard]] PageBudget page_budget() const {
+    return {.tokens = Amount{static_cast<double>(std::min(kPageBudget, world_.context() / 2))}};
+  }
+  [[nodiscard]] PageBudget base_budget() const {
+    return {.tokens = Amount{static_cast<double>(std::min(kBaseBudget, world_.context() / 2))}};
+  }
+  [[nodiscard]] int base_pages() const { return page_list_bound(base_budget(), world_.context(), shape_.page_tokens); }
+
+  KernelRow& time(const char* stage, const std::string& kernel, const Cost& cost,
+                  const std::function<void(int turn)>& queue) {
+    rows_.push_back({.stage = stage,
+                     .kernel = kernel,
+                     .context = world_.context(),
+                     .batch = world_.seqs(),
+                     .seconds = time_turns(exec_, world_.turns(), queue),
+                     .cost = cost,
+                     .rival_s = {},
+                     .check = {}});
+    queue(0);
+    synchronize(exec_);
+    return rows_.back();
+  }
+
+  // K and V of the first KV head's group, of the output of turn 0.
+  [[nodiscard]] std::vector<float> group_rows(const TensorRef& rows, std::int64_t row = 0) const {
+    const std::vector<float> all = read_floats(exec_, rows);
+    const auto begin = all.begin() + row * rows.shape[1];
+    return {begin, begin + std::int64_t{shape_.group()} * shape_.head_dim};
+  }
+
+  // Kernels may round weights to the cache's type before they multiply values (once), and round the result: two
+  // roundings of sum w |v|. Sums in fp32 and the exponential add less than 2^-12 of it at these lengths.
+  [[nodiscard]] std::string check_attended(const std::string& what, const std::vector<float>& found,
+                                           const KernelTruth::Attended& expected) const {
+    const float rounding = world_.dtype() == DType::kBf16 ? 0x1p-8F : world_.dtype() == DType::kF16 ? 0x1p-11F : 0.0F;
+    std::vector<float> bound;
+    for (const float absolute : expected.absolute) bound.push_back((2 * rounding + 0x1p-12F) * absolute + 1e-30F);
+    return check_near(what, found, expected.out, bound);
+  }
+
+  // Two sums of head_dim products in different orders.
+  [[nodiscard]] std::vector<float> score_bounds(std::size_t count, float factor) const {
+    const float bound =
+        factor * static_cast<float>(shape_.head_dim) * 0x1p-23F * truth_->query_sum() * truth_->largest_key();
+    return std::vector<float>(count, bound);
+  }
+
+  void append() {
+    const Cost cost = append_kv_cost({.layers = 1,
+                                      .kv_heads = shape_.kv_heads,
+                                      .head_dim = shape_.head_dim,
+                                      .page_tokens = shape_.page_tokens,
+                                      .dtype = world_.dtype()},
+                                     shape_.heads, KernelWorld::tables(), world_.seqs());
+    KernelRow& row = time("append", "rotate, store, page bounds, int4 keys", cost, [&](int turn) {
+      append_kv(exec_, world_.qkv(), world_.rope(), batch_, world_.kv(turn), world_.out(turn));
+    });
+    // The page's tables against the CPU's of the keys that the kernel stored.
+    KernelTruth stored(exec_, world_);
+    const std::vector<float> found = stored.last_bounds();
+    stored.remake_tables();
+    (void)check_near(row.kernel, found, stored.last_bounds(), std::vector<float>(found.size(), 0.0F));
+    row.check = "CPU, same page bounds";
+  }
+
+  void dense() {
+    DenseAttention backend(limits_);
+    backend.plan(batch_);
+    const std::int64_t tokens = std::int64_t{world_.seqs()} * world_.context();
+    KernelRow& row =
+        time("attend", "dense", attend_decode_cost(shape_, world_.dtype(), world_.seqs(), tokens), [&](int turn) {
+          backend.run(exec_, {.number = turn, .kv = world_.kv(turn), .counters = {}}, world_.q(turn), batch_,
+                      world_.out(turn), {});
+        });
+    row.check = check_attended(row.kernel, group_rows(world_.out(0)), truth_->attend(nullptr));
+  }
+
+  void attend(const std::string& kernel, const Selection& list, int min_entries) {
+    const auto entries = static_cast<int>(list.index.shape(2));
+    const int splits = list_splits(limits_, units_, world_.seqs(), entries, min_entries);
+    float* floats = scratch().partials.data();
+    const std::int64_t rows = std::int64_t{world_.seqs()} * shape_.heads * splits;
+    const SplitPartials partials{
+        .out = TensorView<float, 4>(floats, world_.seqs(), shape_.heads, splits, shape_.head_dim),
+        .lse = TensorView<float, 3>(floats + rows * shape_.head_dim, world_.seqs(), shape_.heads, splits)};
+    KernelRow& row = time("attend", kernel, attend_selected_cost(shape_, world_.dtype(), world_.seqs(), listed(list)),
+                          [&](int turn) {
+                            attend_selected(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, list, min_entries,
+                                            {}, partials, world_.out(turn), world_.lse(turn));
+                          });
+    const HostList host(exec_, list);
+    row.check = check_attended(row.kernel, group_rows(world_.out(0)), truth_->attend(&host.list));
+  }
+
+  // Entries of all lists, and their tokens.
+  [[nodiscard]] std::int64_t entries_of(const Selection& list) const {
+    std::int64_t sum = 0;
+    for (const std::int32_t count : read_back(exec_, list.count)) sum += count;
+    return sum;
+  }
+  [[nodiscard]] std::int64_t listed(const Selection& list) const {
+    return entries_of(list) * (list.unit == SelectionUnit::kPages ? shape_.page_tokens : 1);
+  }
+
+  void quest() {
+    const Scratch s = scratch();
+    const std::int64_t pages = std::int64_t{world_.seqs()} * world_.pages();
+    KernelRow& score =
+        time("score", "page bounds", score_pages_cost(shape_, world_.dtype(), PageScore::kMinMax, world_.seqs(), pages),
+             [&](int turn) {
+               score_pages(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, PageScore::kMinMax, GroupScore::kMax,
+                           {}, s.page_scores);
+             });
+    std::vector<float> expected(static_cast<std::size_t>(world_.pages()));
+    const auto view = TensorView<float, 3>(expected.data(), 1, 1, world_.pages());
+    score_pages({}, truth_->shape(), truth_->q(), truth_->kv(), truth_->batch(), PageScore::kMinMax, GroupScore::kMax,
+                {}, view);
+    std::vector<float> found = read_back(exec_, s.page_scores);
+    found.resize(expected.size());
+    score.check = check_near(score.kernel, found, expected, score_bounds(found.size(), 2.0F));
+
+    const auto choose = [&](const PageBudget& budget, const Selection& list, const std::string& kernel) {
+      const std::int64_t kept = std::int64_t{world_.seqs()} * shape_.kv_heads *
+                                tokens_of(budget.tokens, world_.context()) / shape_.page_tokens;
+      KernelRow& row = time("select", kernel, select_pages_cost(shape_, pages, kept),
+                            [&](int) { select_pages(exec_, shape_, batch_, s.page_scores, budget, {}, list); });
+      HostList by_cpu(SelectionUnit::kPages, list.index.shape(2));
+      select_pages({}, truth_->shape(), truth_->batch(), TensorView<const float, 3>(found.data(), 1, 1, world_.pages()),
+                   budget, {}, by_cpu.list);
+      row.check = same_list(row.kernel, HostList(exec_, list), by_cpu);
+    };
+    const std::string few = fmt::format("pages, budget {:.0f}", page_budget().tokens.value);
+    choose(page_budget(), s.pages, few);
+    attend(few, s.pages, kMinSplitTokens / shape_.page_tokens);
+    choose(base_budget(), s.base, fmt::format("pages, budget {:.0f}", base_budget().tokens.value));
+  }
+
+  void twilight() {
+    const Scratch s = scratch();
+    const std::int64_t candidates = s.base.index.shape(2) * shape_.page_tokens;
+    const auto scores = TensorView<float, 3>(s.token_scores.data(), world_.seqs(), shape_.heads, candidates);
+    KernelRow& score = time(
+        "score", fmt::format("int4 keys of {} candidates", candidates),
+        score_tokens_cost(shape_, world_.dtype(), KeySource::kInt4, world_.seqs(), world_.seqs() * candidates),
+        [&](int turn) {
+          score_tokens(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, s.base, KeySource::kInt4, {}, scores);
+        });
+    const int group = shape_.group();
+    std::vector<float> expected(static_cast<std::size_t>(group * candidates));
+    const HostList base(exec_, s.base);
+    score_tokens({}, truth_->shape(), truth_->q(), truth_->kv(), truth_->batch(), base.list, KeySource::kInt4, {},
+                 TensorView<float, 3>(expected.data(), 1, group, candidates));
+    std::vector<float> found = read_back(exec_, scores);
+    found.resize(expected.size());
+    // Codes times scale and the zero: at most three times the largest key a product.
+    score.check = check_near(score.kernel, found, expected, score_bounds(found.size(), 6.0F * shape_.scale));
+
+    const TopPRule rule{.top_p = kTopP, .min_tokens = 16, .sink_tokens = {}, .window_tokens = {}};
+    const auto queue = [&](int) { prune_top_p(exec_, shape_, batch_, scores, s.base, rule, {}, s.tokens); };
+    queue(0);
+    KernelRow& prune = time("prune", fmt::format("top-p 0.85 of {} candidates", candidates),
+                            prune_top_p_cost(shape_, world_.seqs() * candidates, entries_of(s.tokens)), queue);
+    HostList by_cpu(SelectionUnit::kTokens, s.tokens.index.shape(2));
+    prune_top_p({}, truth_->shape(), truth_->batch(), TensorView<const float, 3>(found.data(), 1, group, candidates),
+                base.list, rule, {}, by_cpu.list);
+    prune.check = same_list(prune.kernel, HostList(exec_, s.tokens), by_cpu);
+    attend("pruned tokens", s.tokens, kMinSplitTokens);
+  }
+
+  void vattention() {
+    const Scratch s = scratch();
+    const StaticRule rule{
+        .sink_tokens = {128.0}, .window_tokens = {128.0}, .top_k = {0.025}, .group_score = GroupScore::kMax};
+    const TopKScores scores{.of_tokens = {}, .of_pages = s.page_scores};
+    const auto choose = [&](int) { select_static(exec_, shape_, batch_, scores, rule, {}, s.sampled); };
+    choose(0);
+    KernelRow& chosen = time("select", "sink, window, top-k 2.5 % by pages",
+                             select_static_cost(s.page_scores.size(), entries_of(s.sampled)), choose);
+    std::vector<float> page_scores = read_back(exec_, s.page_scores);
+    HostList by_cpu(SelectionUnit::kTokens, s.sampled.index.shape(2));
+    select_static({}, truth_->shape(), truth_->batch(),
+                  {.of_tokens = {}, .of_pages = TensorView<const float, 3>(page_scores.data(), 1, 1, world_.pages())},
+                  rule, {}, by_cpu.list);
+    chosen.check = same_list(chosen.kernel, HostList(exec_, s.sampled), by_cpu);
+
+    SampleRule sample;
+    sample.epsilon = 0.1F;
+    sample.z = static_cast<float>(inverse_normal(0.95));  // delta 0.1
+    const std::int64_t statics = entries_of(s.sampled);
+    const auto pilot = [&](int) { draw_pilot(exec_, shape_, batch_, sample, {}, s.sampled); };
+    pilot(0);
+    const std::int64_t drawn = entries_of(s.sampled) - statics;
+    KernelRow& piloted = time("sample", "pilot", {.bytes = 4 * drawn, .flops = drawn}, pilot);
+    draw_pilot({}, truth_->shape(), truth_->batch(), sample, {}, by_cpu.list);
+    piloted.check = same_list(piloted.kernel, HostList(exec_, s.sampled), by_cpu);
+
+    attend("static part and pilot", s.sampled, kMinSplitTokens);
+    const auto size = [&](int turn) {
+      draw_pilot(exec_, shape_, batch_, sample, {}, s.sampled);  // the list as it was before the last turn
+      size_sample(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, world_.out(turn), world_.lse(turn), sample,
+                  {}, s.sampled, {s.guard_hits});
+    };
+    size(0);
+    const std::int64_t sampled = entries_of(s.sampled) - statics;
+    KernelRow& sized =
+        time("sample", "pilot again, size and extend", size_sample_cost(shape_, world_.dtype(), sampled), size);
+    sized.check = check_sample(sample, by_cpu, HostList(exec_, s.sampled));
+    attend("static part and sample", s.sampled, kMinSplitTokens);
+  }
+
+  // The CPU sizes the sample from the output and log-sum-exp that the device gave: moments of some hundred terms in
+  // another order differ by less than a thousandth, and the draws are the same as far as both go.
+  std::string check_sample(const SampleRule& rule, HostList& by_cpu, const HostList& found) const {
+    std::vector<float> out = group_rows(world_.out(0));
+    std::vector<float> lse = read_back(exec_, world_.lse(0));
+    std::int32_t hits = 0;
+    size_sample({}, truth_->shape(), truth_->q(), truth_->kv(), truth_->batch(),
+                tensor_ref(out.data(), DType::kF32, 1, static_cast<std::int64_t>(out.size())),
+                TensorView<const float, 2>(lse.data(), 1, shape_.group()), rule, {}, by_cpu.list,
+                {TensorView<std::int32_t, 2>(&hits, 1, 1)});
+    const std::int32_t tail = found.numbers[0] - found.numbers[1];
+    const std::int32_t expected = by_cpu.numbers[0] - by_cpu.numbers[1];
+    const std::int32_t common = std::min(found.numbers[0], by_cpu.numbers[0]);
+    if (std::abs(tail - expected) > 2 + expected / 1000 ||
+        !std::equal(found.index.begin(), found.index.begin() + common, by_cpu.index.begin())) {
+      fail({"checking the output of size_sample", fmt::format("a sample of {}", tail),
+            fmt::format("{} and the same draws as on the CPU", expected),
+            "this kernel is wrong on this device; report it"});
+    }
+    return fmt::format("CPU, same draws, {} against {}", tail, expected);
+  }
+
+  void prefill() {
+    const int tokens = std::min(kPrefillTokens, world_.context());
+    const std::int64_t columns = std::int64_t{shape_.heads} * shape_.head_dim;
+    const Buffer queries(world_.memory(), tokens * columns * dtype_bytes(world_.dtype()), "prefill queries");
+    const Buffer outputs(world_.memory(), queries.bytes(), "prefill outputs");
+    const TensorRef q = queries.ref(world_.dtype(), tokens, columns);
+    const TensorRef out = outputs.ref(world_.dtype(), tokens, columns);
+    for (int t = 0; t < tokens; ++t) {  // the last one's is that of the decode kernels: their truth serves it too
+      copy_bytes(exec_, static_cast<std::byte*>(q.data) + t * columns * dtype_bytes(q.dtype),
+                 world_.q(t % world_.turns()).data, columns * dtype_bytes(q.dtype));
+    }
+    copy_bytes(exec_, static_cast<std::byte*>(q.data) + (tokens - 1) * columns * dtype_bytes(q.dtype), world_.q(0).data,
+               columns * dtype_bytes(q.dtype));
+    CachedSequence sequence = world_.sequence(0);
+    sequence.length = world_.context() - tokens;
+    const std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens), 0);
+    StepInputs inputs(tokens, 1, world_.pages(), world_.context(), exec_.device);
+    const StepEntry entry{.sequence = &sequence, .ids = ids};
+    const Batch batch = inputs.prepare(exec_, Phase::kPrefill, {&entry, 1});
+    KernelRow& row = time("prefill", fmt::format("the last {} tokens of one sequence", tokens),
+                          attend_prefill_cost(shape_, world_.dtype(), tokens, world_.context()),
+                          [&](int turn) { attend_prefill(exec_, shape_, q, world_.kv(turn), batch, out); });
+    row.batch = 1;
+    row.check = check_attended(row.kernel, group_rows(out, tokens - 1), truth_->attend(nullptr));
+  }
+
+  Exec exec_;
+  const AttentionLimits& limits_;
+  KernelWorld& world_;
+  const AttentionShape& shape_;
+  const Batch& batch_;
+  int units_;
+  Buffer scratch_;
+  std::optional<KernelTruth> truth_;
+  std::vector<KernelRow> rows_;
+};
+
+}  // namespace
+
+std::vector<KernelRow> time_attention_kernels(const Exec& exec, const AttentionLimits& limits, KernelWorld& world) {
+  return AttentionKernels(exec, limits, world).run();
+}
+
+}  // namespace vesper

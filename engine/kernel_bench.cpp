@@ -1,0 +1,74 @@
+#include "engine/kernel_bench.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "engine/engine.h"
+#include "engine/kernel_cases.h"
+#include "engine/kernel_timer.h"
+
+namespace vesper {
+namespace {
+
+// Of the free memory, what one kernel's data may take.
+constexpr double kMemoryShare = 0.6;
+
+}  // namespace
+
+double bound_seconds(const KernelRow& row, const Roof& roof) {
+  return std::max(static_cast<double>(row.cost.bytes) / roof.read_bytes_per_s,
+                  static_cast<double>(row.cost.flops) / roof.matrix_flops_per_s);
+}
+
+KernelReport run_kernel_bench(const KernelSetting& setting,
+                              const std::function<void(std::int64_t done, std::int64_t total)>& progress) {
+  const ModelConfig config = model_config_of(setting.model);
+  const AttentionShape shape = attention_shape(config, setting.page_tokens);
+  const DType dtype = activation_dtype(setting.device, config.dtype);
+  if constexpr (kHaveCuda) {
+    if (setting.device == DeviceKind::kCuda) cuda::check_attention_shape(shape);
+  }
+  KernelReport report;
+  report.roof = probe_roof(setting.device);
+  report.clocks_before = read_clocks();
+  const Stream stream(setting.device);
+  const auto room =
+      static_cast<std::int64_t>(kMemoryShare * static_cast<double>(device_info(setting.device).free_bytes));
+  const auto total = static_cast<std::int64_t>(setting.batches.size() * (setting.contexts.size() + 1));
+  std::int64_t done = 0;
+  const auto add = [&](std::vector<KernelRow> rows) {
+    std::move(rows.begin(), rows.end(), std::back_inserter(report.rows));
+    if (progress) progress(++done, total);
+  };
+  for (const int batch : setting.batches) {
+    add(time_dense_kernels(stream.exec(), config, dtype, batch, room, setting.seed));
+    for (const int context : setting.contexts) {
+      const KvShape layer{.layers = 1,
+                          .kv_heads = shape.kv_heads,
+                          .head_dim = shape.head_dim,
+                          .page_tokens = shape.page_tokens,
+                          .dtype = dtype};
+      const int turns = turns_over(setting.device, KernelWorld::layer_bytes(layer, context, batch), room);
+      if (turns == 0) {
+        report.skipped.push_back(fmt::format("attention at context {}, batch {}: two layers do not fit in {}", context,
+                                             batch, format_bytes(room)));
+        add({});
+        continue;
+      }
+      KernelWorld world(stream.exec(), shape, dtype, context, batch, turns, setting);
+      const AttentionLimits limits{.shape = shape,
+                                   .device = setting.device,
+                                   .dtype = dtype,
+                                   .max_seqs = batch,
+                                   .max_context = context,
+                                   .seed = static_cast<std::uint32_t>(setting.seed)};
+      add(time_attention_kernels(stream.exec(), limits, world));
+    }
+  }
+  report.clocks_after = read_clocks();
+  report.roof = higher(report.roof, probe_roof(setting.device));
+  return report;
+}
+
+}  // namespace vesper

@@ -1,0 +1,59 @@
+// Every kernel family alone, at a decoder's shapes, against the bytes and flops that it cannot do without.
+//
+// Each runs over several layers' worth of distinct data in turn, more than four times the last cache, so that none
+// finds its data warm. On CUDA the turns are one graph, replayed and timed by events: a time is that of a replay over
+// its turns, launch gaps included. The output of the first turn is checked in the same run, of the attention kernels
+// for the first sequence and KV head, against the CPU's functions over the same stored bits.
+#pragma once
+
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/bench_fill.h"
+#include "engine/core/clocks.h"
+#include "engine/core/cost.h"
+#include "engine/roof.h"
+
+namespace vesper {
+
+struct KernelSetting {
+  std::string model;
+  DeviceKind device = DeviceKind::kCpu;
+  int page_tokens = 16;
+  std::vector<int> contexts;
+  std::vector<int> batches;
+  DrawnScores scores;
+  std::uint64_t seed = 0;
+};
+
+struct KernelRow {
+  std::string stage;   // linear, norm, activate, append, score, select, prune, sample, attend, prefill, draw
+  std::string kernel;  // and what it works on
+  int context = 0;     // 0: does not matter
+  int batch = 0;
+  std::vector<double> seconds;    // a launch: one entry a replay
+  Cost cost;                      // a launch
+  std::optional<double> rival_s;  // cuBLASLt's median for the same product
+  std::string check;              // against what, and how near
+};
+
+struct KernelReport {
+  std::vector<KernelRow> rows;
+  std::vector<std::string> skipped;
+  Roof roof;
+  std::optional<ClockState> clocks_before;
+  std::optional<ClockState> clocks_after;
+};
+
+// The least time that the rulers leave a launch: its bytes at the read rate or its flops at the matrix rate, whichever
+// takes longer.
+double bound_seconds(const KernelRow& row, const Roof& roof);
+
+// Throws a run error where an output is not what it must be.
+KernelReport run_kernel_bench(const KernelSetting& setting,
+                              const std::function<void(std::int64_t done, std::int64_t total)>& progress);
+
+}  // namespace vesper

@@ -1,0 +1,88 @@
+#include "engine/kernel_timer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <chrono>
+#include <cmath>
+
+#include "engine/core/error.h"
+#include "engine/core/stream.h"
+#include "engine/roof.h"
+
+namespace vesper {
+namespace {
+
+constexpr int kDeviceReplays = 9;
+constexpr int kHostReplays = 3;
+constexpr std::int64_t kCacheFactor = 4;
+constexpr std::int64_t kMostTurns = 64;
+constexpr std::int64_t kMostHostTurns = 8;  // a CPU's times say little; its turns take long
+
+}  // namespace
+
+std::vector<double> time_turns(const Exec& exec, int turns, const std::function<void(int turn)>& queue) {
+  const auto all = [&] {
+    for (int turn = 0; turn < turns; ++turn) queue(turn);
+  };
+  std::vector<double> seconds;
+  all();  // loads code, finds algorithms, fills the output that is checked
+  synchronize(exec);
+  if (!exec.on_cuda()) {
+    for (int i = 0; i < kHostReplays; ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      all();
+      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / turns);
+    }
+    return seconds;
+  }
+  const Graph graph = Graph::capture(exec, all);
+  graph.launch(exec);
+  std::array<Event, kDeviceReplays + 1> events;
+  events[0].record(exec);
+  for (std::size_t i = 0; i < kDeviceReplays; ++i) {
+    graph.launch(exec);
+    events[i + 1].record(exec);
+  }
+  synchronize(exec);
+  for (std::size_t i = 0; i < kDeviceReplays; ++i) {
+    seconds.push_back(static_cast<double>(events[i + 1].ms_since(events[i])) * 1e-3 / turns);
+  }
+  return seconds;
+}
+
+int turns_over(DeviceKind device, std::int64_t bytes, std::int64_t room) {
+  const std::int64_t wanted = kCacheFactor * last_cache_bytes(device) / std::max<std::int64_t>(1, bytes) + 1;
+  const std::int64_t turns =
+      std::min(std::clamp<std::int64_t>(wanted, 2, device == DeviceKind::kCuda ? kMostTurns : kMostHostTurns),
+               room / std::max<std::int64_t>(1, bytes));
+  return turns < 2 ? 0 : static_cast<int>(turns);
+}
+
+std::string check_near(const std::string& what, const std::vector<float>& found, const std::vector<float>& expected,
+                       const std::vector<float>& bound) {
+  assert(found.size() == expected.size() && found.size() == bound.size());
+  double worst = 0.0;
+  std::size_t at = 0;
+  std::size_t outside = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (found[i] == expected[i]) continue;  // infinities too
+    const double distance = std::abs(static_cast<double>(found[i]) - expected[i]) / bound[i];
+    const bool in = distance <= 1.0;  // false for NaN
+    outside += in ? 0 : 1;
+    if (in && distance <= worst) continue;
+    if (in && outside > 0) continue;
+    worst = distance;
+    at = i;
+  }
+  if (outside > 0) {
+    fail({"checking the output of " + what,
+          fmt::format("{} of {} elements outside their bounds, element {} is {}", outside, found.size(), at, found[at]),
+          fmt::format("{} within {}", expected[at], bound[at]), "this kernel is wrong on this device; report it"});
+  }
+  return fmt::format("CPU, {:.2f} of its bound", worst);
+}
+
+}  // namespace vesper

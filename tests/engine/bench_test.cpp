@@ -1,0 +1,120 @@
+// The decode benchmark on a small synthetic model: what it measures that does not depend on the machine's speed.
+#include "engine/bench.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/engine/device.h"
+
+namespace vesper {
+namespace {
+
+class BenchRun : public DeviceTest {};
+
+// The machine's own takes a second to measure, and nothing here is about speed.
+const BenchHooks kFixedRoof{
+    .probe = [] { return Roof{.read_bytes_per_s = 1e18, .matrix_flops_per_s = 1e18}; }, .loading = {}, .progress = {}};
+
+BenchSetting setting_of(std::vector<std::string> attentions) {
+  BenchSetting setting;
+  setting.model = "synthetic:tiny";
+  setting.engine.limits.device = kTestDevice;
+  setting.contexts = {512};
+  setting.batches = {2};
+  setting.attentions = std::move(attentions);
+  setting.max_tokens = 6;
+  setting.repeats = 2;
+  setting.fill = BenchFill::kSynthetic;
+  return setting;
+}
+
+TEST_F(BenchRun, CountersAndBytesAreThoseOfTheSteps) {
+  const BenchReport report = run_bench(setting_of({"dense", "quest:token_budget=64"}), kFixedRoof);
+  ASSERT_EQ(report.rows.size(), 2U);
+  const BenchRow& dense = report.rows[0];
+  const BenchRow& quest = report.rows[1];
+  EXPECT_EQ(dense.step_s.size(), 12U);
+  EXPECT_EQ(dense.device_s.size(), 12U);
+  EXPECT_EQ(dense.tpot_s.size(), 2U);
+  // Tokens 507 to 512 of two sequences, of three layers; K and V of two KV heads.
+  const ModelConfig config = model_config_of("synthetic:tiny");
+  const double row_bytes = 2.0 * config.kv_heads * config.head_dim * (kTestDevice == DeviceKind::kCuda ? 2 : 4);
+  const double visible = 2 * 509.5;
+  EXPECT_DOUBLE_EQ(dense.kv_bytes, 3 * visible * row_bytes);
+  EXPECT_DOUBLE_EQ(dense.dense_kv_bytes, dense.kv_bytes);
+  EXPECT_DOUBLE_EQ(quest.dense_kv_bytes, dense.kv_bytes);
+  EXPECT_EQ(dense.metadata_bytes, 0.0);
+  EXPECT_EQ(dense.lists, 0);
+  EXPECT_FALSE(dense.sparse);
+  EXPECT_DOUBLE_EQ(dense.kept_tokens, 509.5);
+  // Layer 2 alone is sparse: steps x repeats x sequences x KV heads.
+  EXPECT_TRUE(quest.sparse);
+  EXPECT_EQ(quest.lists, 6 * 2 * 2 * 2);
+  // Four pages; the newest, with 11 to 16 tokens, is one of them.
+  EXPECT_DOUBLE_EQ(quest.kept_tokens, 48 + 13.5);
+  EXPECT_DOUBLE_EQ(quest.kept_tokens_p99, 64.0);
+  EXPECT_DOUBLE_EQ(quest.kv_bytes, (2 * visible + 2 * quest.kept_tokens) * row_bytes);
+  EXPECT_GT(quest.kept_mass, 64.0 / 512);
+  EXPECT_LT(quest.kept_mass, 1.0);
+  EXPECT_DOUBLE_EQ(dense.speedup.value, 1.0);
+  EXPECT_GT(quest.attention_s, 0.0);
+}
+
+TEST_F(BenchRun, TheSpreadOfScoresIsTheOneAskedFor) {
+  for (const double sigma : {1.0, 3.0}) {
+    BenchSetting setting = setting_of({"dense"});
+    setting.contexts = {4096};
+    setting.batches = {1};
+    setting.repeats = 1;
+    setting.scores = {.sigma = {sigma, sigma}, .locality = 0.5};
+    const BenchRow row = run_bench(setting, kFixedRoof).rows[0];
+    // A head's query differs from the mean length over steps and group by some 10 % at head_dim 64.
+    EXPECT_NEAR(row.sigma, sigma, 0.1 * sigma);
+    EXPECT_GT(row.sigma_least, 0.6 * sigma);
+    EXPECT_LT(row.sigma_largest, 1.4 * sigma);
+  }
+}
+
+TEST_F(BenchRun, NeighboursThatScoreAlikeLetPagesBeChosen) {
+  const auto mass = [](double locality) {
+    BenchSetting setting = setting_of({"quest:token_budget=256"});
+    setting.contexts = {4096};
+    setting.repeats = 1;
+    setting.scores = {.sigma = {3.0, 3.0}, .locality = locality};
+    return run_bench(setting, kFixedRoof).rows[0].kept_mass;
+  };
+  EXPECT_GT(mass(0.9), 0.6);
+  EXPECT_LT(mass(0.0), 0.3);
+}
+
+TEST_F(BenchRun, OfCellsThatDoNotFitTheOthersRun) {
+  BenchSetting setting = setting_of({"dense"});
+  setting.max_tokens = 2;
+  setting.repeats = 1;
+  setting.contexts = {16, (1 << 24) - 1};
+  setting.batches = {64};  // sequences of 16 M tokens: more than any machine holds
+  setting.engine.limits.prefill_chunk = 16;
+  const BenchReport report = run_bench(setting, kFixedRoof);
+  ASSERT_EQ(report.rows.size(), 1U);
+  EXPECT_EQ(report.rows[0].context, 16);
+  ASSERT_EQ(report.skipped.size(), 1U);
+  EXPECT_NE(report.skipped[0].find("does not fit: it needs"), std::string::npos) << report.skipped[0];
+}
+
+// An attention's steps leave alone what only another one reads, and rewinding leaves nothing behind: the same lists as
+// alone.
+TEST_F(BenchRun, AttentionsThatTakeTurnsKeepWhatTheyKeepAlone) {
+  const std::vector<std::string> attentions = {"dense", "quest:token_budget=64", "twilight:base_budget=128"};
+  BenchSetting setting = setting_of(attentions);
+  setting.max_tokens = 40;  // over pages of their own
+  const BenchReport together = run_bench(setting, kFixedRoof);
+  for (std::size_t arm = 0; arm < attentions.size(); ++arm) {
+    BenchSetting alone = setting;
+    alone.attentions = {attentions[arm]};
+    const BenchRow row = run_bench(alone, kFixedRoof).rows[0];
+    EXPECT_EQ(row.listed_tokens, together.rows[arm].listed_tokens) << attentions[arm];
+    EXPECT_EQ(row.kept_mass, together.rows[arm].kept_mass) << attentions[arm];
+  }
+}
+
+}  // namespace
+}  // namespace vesper
