@@ -38,20 +38,19 @@ __global__ void __launch_bounds__(kThreads) draw_rows(const __grid_constant__ Dr
   if (c >= 2 * key_columns) return;
   const int request = args.request(args.seq_of_token(t));
   const int position = args.positions(t);
-  const auto values_of = [&](std::int32_t place, bool of_run) {
+  const auto values_of = [&](std::int32_t place, bool shared) {
     const std::uint64_t first = drawn_element(request, place, 2 * key_columns) + static_cast<std::uint64_t>(c);
-    return uniform_values(first / kGroup, args.seed, drawn_tensor(args.layer, of_run), 1.0F);
+    return uniform_values(first / kGroup, args.seed, drawn_tensor(args.layer, shared), 1.0F);
   };
+  const bool is_key = c < key_columns;
+  const float range = is_key ? args.key_range(args.layer, c / args.head_dim) : kValueRange;
+  const float shared_part = is_key ? args.run_share : kValueShare;
+  const float own_part = is_key ? args.token_share : kValueShare;
+  const UniformValues shared = values_of(is_key ? position / kDrawnRun : 0, true);
   UniformValues values = values_of(position, false);
-  float range = kValueRange;
-  if (c < key_columns) {
-    range = args.key_range(args.layer, c / args.head_dim);
-    const UniformValues shared = values_of(position / kDrawnRun, true);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      values.value[i] =
-          __fadd_rn(__fmul_rn(args.run_share, shared.value[i]), __fmul_rn(args.token_share, values.value[i]));
-    }
+  for (int i = 0; i < kGroup; ++i) {
+    values.value[i] = __fadd_rn(__fmul_rn(shared_part, shared.value[i]), __fmul_rn(own_part, values.value[i]));
   }
   const uint2 packed = {narrow_pair<T>(__fmul_rn(range, values.value[0]), __fmul_rn(range, values.value[1])),
                         narrow_pair<T>(__fmul_rn(range, values.value[2]), __fmul_rn(range, values.value[3]))};

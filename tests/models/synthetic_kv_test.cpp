@@ -74,8 +74,8 @@ TEST(SyntheticKv, QueriesStayAndRangesAreKept) {
   // 16 runs of 64 channels carry nine tenths of the keys' variance: 1024 draws, 3 % a standard error.
   EXPECT_NEAR(squares[0] / (0.25 / 3), 1.0, 0.1);
   EXPECT_NEAR(squares[1] / (9.0 / 3), 1.0, 0.1);
-  EXPECT_NEAR(squares[2], 1.0, 0.03);
-  EXPECT_NEAR(squares[3], 1.0, 0.03);
+  EXPECT_NEAR(squares[2], 1.0, 0.2);  // half of it are 64 draws
+  EXPECT_NEAR(squares[3], 1.0, 0.2);
 }
 
 TEST(SyntheticKv, ATokenDependsOnItsSequenceAndPositionAlone) {
