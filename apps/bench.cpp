@@ -22,6 +22,7 @@ constexpr int kLeastKernelContext = 1024;
 
 struct BenchOptions {
   ModelOptions model;
+  std::vector<std::string> weights = {"stored"};
   std::string contexts = "1k";
   std::string batches = "1";
   std::vector<std::string> attentions = {"dense"};
@@ -62,6 +63,8 @@ int baseline_of(const BenchOptions& options) {
 BenchSetting setting_of(const BenchOptions& options) {
   BenchSetting setting;
   setting.model = options.model.model;
+  setting.weights.clear();
+  for (const std::string& format : options.weights) setting.weights.push_back(weight_format_of(format));
   setting.contexts = parse_sizes(options.contexts, "--context", kMaxTokens);
   setting.batches = parse_sizes(options.batches, "--batch", kMostSeqs);
   setting.attentions = options.attentions;
@@ -147,8 +150,17 @@ void add_measurement_flags(CLI::App& app, BenchOptions& options) {
       ->capture_default_str()
       ->type_name("SPEC...")
       ->group(kInputFlags);
+  app.add_option("--weights", options.weights,
+                 "What the matrices are held in, as in generate: stored, int4 or int4,head; several are measured one "
+                 "after the other")
+      ->check(some_text())
+      ->expected(1, 3)
+      ->capture_default_str()
+      ->type_name("FORMAT...")
+      ->group(kInputFlags);
   app.add_option("--baseline", options.baseline,
-                 "The attention that speed-ups are over, one of --attention; the first of them where it is not given")
+                 "The attention that speed-ups are over, with the same weights, one of --attention; the first of them "
+                 "where it is not given")
       ->check(some_text())
       ->type_name("SPEC")
       ->group(kInputFlags);

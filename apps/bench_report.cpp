@@ -14,19 +14,20 @@ std::string bytes(double count) {
 
 std::string time_table(const BenchReport& report) {
   std::string text =
-      "| attention | context | batch | TTFT ms | TPOT ms | p50 | p99 | device ms | p50 | p99 | tokens/s | speed-up (95 "
+      "| weights | attention | context | batch | TTFT ms | TPOT ms | p50 | p99 | device ms | p50 | p99 | tokens/s | "
+      "speed-up (95 "
       "%) "
-      "| ceiling |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+      "| ceiling |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
   for (const BenchRow& row : report.rows) {
     Moments rates;
     for (const double tpot : row.tpot_s) rates.add(row.batch / tpot);
     const std::string interval =
         row.speedup.low ? fmt::format(" ({:.2f}-{:.2f})", *row.speedup.low, *row.speedup.high) : "";
     text += fmt::format(
-        "| {} | {} | {} | {} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.1f} ± {:.1f} | {:.2f}{} | "
+        "| {} | {} | {} | {} | {} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.1f} ± {:.1f} | {:.2f}{} | "
         "{:.2f} "
         "|\n",
-        row.attention, row.context, row.batch, row.ttft_s ? fmt::format("{:.1f}", *row.ttft_s * 1e3) : "-",
+        row.weights, row.attention, row.context, row.batch, row.ttft_s ? fmt::format("{:.1f}", *row.ttft_s * 1e3) : "-",
         mean_step_s(row) * 1e3, quantile(row.step_s, 0.5) * 1e3, quantile(row.step_s, 0.99) * 1e3,
         mean(row.device_s) * 1e3, quantile(row.device_s, 0.5) * 1e3, quantile(row.device_s, 0.99) * 1e3, rates.mean(),
         std::sqrt(rates.variance()), row.speedup.value, interval, speedup_ceiling(row));
@@ -36,15 +37,17 @@ std::string time_table(const BenchReport& report) {
 
 std::string bytes_table(const BenchReport& report) {
   std::string text =
-      "| attention | context | batch | weights | K and V | metadata | GB/s | of the roof | attention us a layer | kept "
-      "tokens | p99 | kept mass | peak memory |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+      "| weights | attention | context | batch | weight bytes | K and V | metadata | GB/s | of the roof | attention us "
+      "a layer | kept "
+      "tokens | p99 | kept mass | peak memory |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
   for (const BenchRow& row : report.rows) {
     const std::optional<double> share = roof_share(row);
-    text += fmt::format("| {} | {} | {} | {} | {} | {} | {:.1f} | {} | {:.1f} | {:.0f} | {:.0f} | {:.3f} | {} |\n",
-                        row.attention, row.context, row.batch, bytes(static_cast<double>(row.weight_bytes)),
-                        bytes(row.kv_bytes), bytes(row.metadata_bytes), step_bytes(row) / mean_step_s(row) * 1e-9,
-                        share ? fmt::format("{:.1f} %", 100.0 * *share) : "in cache", row.attention_s * 1e6,
-                        row.kept_tokens, row.kept_tokens_p99, row.kept_mass, format_bytes(row.peak_bytes));
+    text +=
+        fmt::format("| {} | {} | {} | {} | {} | {} | {} | {:.1f} | {} | {:.1f} | {:.0f} | {:.0f} | {:.3f} | {} |\n",
+                    row.weights, row.attention, row.context, row.batch, bytes(static_cast<double>(row.weight_bytes)),
+                    bytes(row.kv_bytes), bytes(row.metadata_bytes), step_bytes(row) / mean_step_s(row) * 1e-9,
+                    share ? fmt::format("{:.1f} %", 100.0 * *share) : "in cache", row.attention_s * 1e6,
+                    row.kept_tokens, row.kept_tokens_p99, row.kept_mass, format_bytes(row.peak_bytes));
   }
   return text;
 }
@@ -57,10 +60,10 @@ std::string score_line(const BenchSetting& setting, const BenchReport& report) {
                                  drawn ? "Keys and values are drawn" : "Weights are drawn, and with them the scores");
   for (const BenchRow& row : report.rows) {
     text += fmt::format(
-        "- {}, context {}, batch {}: sigma {:.2f} ({:.2f} to {:.2f} over layers and heads), kept {:.0f} "
+        "- {}, {}, context {}, batch {}: sigma {:.2f} ({:.2f} to {:.2f} over layers and heads), kept {:.0f} "
         "tokens (p99 {:.0f}) that carry {:.1f} % of the attention\n",
-        row.attention, row.context, row.batch, row.sigma, row.sigma_least, row.sigma_largest, row.kept_tokens,
-        row.kept_tokens_p99, 100.0 * row.kept_mass);
+        row.weights, row.attention, row.context, row.batch, row.sigma, row.sigma_least, row.sigma_largest,
+        row.kept_tokens, row.kept_tokens_p99, 100.0 * row.kept_mass);
   }
   return text;
 }
@@ -102,11 +105,9 @@ nlohmann::json clocks_json(const std::optional<ClockState>& clocks) {
 
 std::string bench_markdown(const BenchSetting& setting, const BenchReport& report) {
   const BenchRow& first = report.rows.front();
-  std::string text = fmt::format(
-      "{} on {}: {} of weights in {} a step, {} layers; {} timed steps of {} repeats in turns, speed-ups over {}\n\n",
-      first.model, first.device, format_bytes(first.weight_bytes), first.weights, first.layers,
-      setting.max_tokens * setting.repeats, setting.repeats,
-      setting.attentions[static_cast<std::size_t>(setting.baseline)]);
+  std::string text = fmt::format("{} on {}, {} layers; {} timed steps of {} repeats in turns, speed-ups over {}\n\n",
+                                 first.model, first.device, first.layers, setting.max_tokens * setting.repeats,
+                                 setting.repeats, setting.attentions[static_cast<std::size_t>(setting.baseline)]);
   text += time_table(report) + '\n' + bytes_table(report) + score_line(setting, report);
   return text + rulers(report.roof, report.clocks_before, report.clocks_after, setting.engine.limits.device) +
          left_out(report.skipped);

@@ -257,8 +257,9 @@ class Bench {
     std::vector<int> contexts;
   };
 
-  [[nodiscard]] EngineOptions options_of(int context, int batch) const {
+  [[nodiscard]] EngineOptions options_of(WeightFormat weights, int context, int batch) const {
     EngineOptions options = setting_.engine;
+    options.weights = weights;
     options.limits.max_context = context;
     options.limits.max_seqs = batch;
     options.attention = setting_.attentions[0];
@@ -268,28 +269,32 @@ class Bench {
 
   // Which cells fit, before anything is loaded.
   void plan() {
-    const std::int64_t free_bytes = device_info(setting_.engine.limits.device).free_bytes;
-    const auto room = static_cast<std::int64_t>(kMemoryShare * static_cast<double>(free_bytes));
-    for (const int batch : setting_.batches) {
-      BatchPlan fits{.batch = batch, .options = {}, .contexts = {}};
-      for (const int context : setting_.contexts) {
-        const EngineOptions options = options_of(context, batch);
-        const MemoryPlan plan =
-            plan_engine_memory(setting_.model, config_, options, std::numeric_limits<std::int64_t>::max());
-        if (plan.total_bytes > room) {
-          report_.skipped.push_back(fmt::format("context {}, batch {} does not fit: it needs {}, {} are free", context,
-                                                batch, format_bytes(plan.total_bytes), format_bytes(free_bytes)));
-          continue;
-        }
-        if (fits.contexts.empty() || context > fits.options.limits.max_context) fits.options = options;
-        fits.contexts.push_back(context);
-        total_ += cell_steps();
-      }
-      if (!fits.contexts.empty()) plans_.push_back(std::move(fits));
+    for (const WeightFormat weights : setting_.weights) {
+      for (const int batch : setting_.batches) plan_batch(weights, batch);
     }
     if (plans_.empty()) {
       refuse({"planning the bench", report_.skipped[0], "at least one cell that does", "lower --context or --batch"});
     }
+  }
+
+  void plan_batch(WeightFormat weights, int batch) {
+    const std::int64_t free_bytes = device_info(setting_.engine.limits.device).free_bytes;
+    BatchPlan fits{.batch = batch, .options = {}, .contexts = {}};
+    for (const int context : setting_.contexts) {
+      const EngineOptions options = options_of(weights, context, batch);
+      const MemoryPlan plan =
+          plan_engine_memory(setting_.model, config_, options, std::numeric_limits<std::int64_t>::max());
+      if (static_cast<double>(plan.total_bytes) > kMemoryShare * static_cast<double>(free_bytes)) {
+        report_.skipped.push_back(fmt::format("weights {}, context {}, batch {} does not fit: it needs {}, {} are free",
+                                              weight_format_name(weights), context, batch,
+                                              format_bytes(plan.total_bytes), format_bytes(free_bytes)));
+        continue;
+      }
+      if (fits.contexts.empty() || context > fits.options.limits.max_context) fits.options = options;
+      fits.contexts.push_back(context);
+      total_ += cell_steps();
+    }
+    if (!fits.contexts.empty()) plans_.push_back(std::move(fits));
   }
 
   // Timed decode steps of a cell, which progress is counted in.
@@ -303,12 +308,12 @@ class Bench {
     engine.shuffle_free_pages(setting_.engine.seed);
     std::optional<SyntheticFill> drawn;
     if (setting_.fill == BenchFill::kSynthetic) drawn.emplace(engine, setting_.scores, setting_.engine.seed);
-    for (const int context : plan.contexts) run_cell(engine, drawn ? &*drawn : nullptr, context, plan.batch);
+    for (const int context : plan.contexts) run_cell(engine, plan, drawn ? &*drawn : nullptr, context);
   }
 
-  void run_cell(Engine& engine, const SyntheticFill* drawn, int context, int batch) {
+  void run_cell(Engine& engine, const BatchPlan& plan, const SyntheticFill* drawn, int context) {
     const int arms = static_cast<int>(setting_.attentions.size());
-    Cell cell(engine, setting_, context, batch);
+    Cell cell(engine, setting_, context, plan.batch);
     std::optional<double> ttft;
     if (drawn != nullptr) {
       cell.fill(*drawn, setting_.engine.seed);
@@ -318,9 +323,9 @@ class Bench {
     std::vector<BenchRow> rows;
     for (int arm = 0; arm < arms; ++arm) {
       engine.use_attention(arm);
-      rows.push_back(new_row(engine, cell, arm));
+      rows.push_back(new_row(engine, cell, plan.options.weights, arm));
       rows.back().ttft_s = ttft;
-      engine.capture_ahead(batch, cell.depth() + 1, context);
+      engine.capture_ahead(plan.batch, cell.depth() + 1, context);
       cell.rewind();
       for (int i = 0; i < std::min(setting_.max_tokens, kWarmUpSteps); ++i) cell.step();
     }
@@ -344,11 +349,11 @@ class Bench {
     report_.rows.insert(report_.rows.end(), rows.begin(), rows.end());
   }
 
-  [[nodiscard]] BenchRow new_row(const Engine& engine, const Cell& cell, int arm) const {
+  [[nodiscard]] BenchRow new_row(const Engine& engine, const Cell& cell, WeightFormat weights, int arm) const {
     BenchRow row;
     row.model = setting_.model;
     row.device = device_info(setting_.engine.limits.device).name;
-    row.weights = dtype_name(engine.weight_dtype());
+    row.weights = weights == WeightFormat::kStored ? dtype_name(engine.weight_dtype()) : weight_format_name(weights);
     row.fill = setting_.fill == BenchFill::kPrefill ? "prefill" : "synthetic";
     row.attention = setting_.attentions[static_cast<std::size_t>(arm)];
     row.context = cell.context();

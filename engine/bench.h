@@ -1,11 +1,11 @@
 // The decode benchmark: several attentions over one cache, at every context and batch asked for, measured in turns.
 //
-// For each batch size one engine is built, and for each context its sequences, with keys and values of their own on
-// shuffled pages, are filled once to context - max_tokens tokens. A repeat rewinds the cache and decodes max_tokens
-// tokens greedily, end-of-sequence tokens being no end; the attentions take turns, A B A B, so that what drifts
-// (clocks, temperature, neighbours) drifts for all of them. An attention appends to its own side tables only
-// (ModelAttention::written), so that none pays for another's; rewinding leaves nothing to rebuild, since every page
-// that a repeat writes to has its tables remade by the repeat's own steps. What needs looking at the device (kept
+// For each weight format and batch size one engine is built, and for each context its sequences, with keys and values
+// of their own on shuffled pages, are filled once to context - max_tokens tokens. A repeat rewinds the cache and
+// decodes max_tokens tokens greedily, end-of-sequence tokens being no end; the attentions take turns, A B A B, so that
+// what drifts (clocks, temperature, neighbours) drifts for all of them. An attention appends to its own side tables
+// only (ModelAttention::written), so that none pays for another's; rewinding leaves nothing to rebuild, since every
+// page that a repeat writes to has its tables remade by the repeat's own steps. What needs looking at the device (kept
 // tokens one by one, kept mass, the spread of scores, the time of attention alone) is taken in further steps that are
 // not timed.
 #pragma once
@@ -24,7 +24,8 @@ enum class BenchFill : std::uint8_t { kPrefill, kSynthetic };
 
 struct BenchSetting {
   std::string model;
-  EngineOptions engine;  // device, pages, prefill chunk, seed; contexts, sequences and attentions are set by the bench
+  EngineOptions engine;  // device, pages, prefill chunk, seed; the lists below set the rest
+  std::vector<WeightFormat> weights = {WeightFormat::kStored};
   std::vector<int> contexts;
   std::vector<int> batches;
   std::vector<std::string> attentions;  // as --attention

@@ -92,7 +92,8 @@ constexpr std::array kColumns = {
                 [](const BenchRow& r) { return Json(r.roof.read_bytes_per_s * 1e-9); }},
     BenchColumn{"roof_share", "gb_per_s / roof_gb_per_s; empty where a step's bytes are under 4 x the last cache",
                 [](const BenchRow& r) { return optional_json(roof_share(r)); }},
-    BenchColumn{"attention_us", "a layer's attention by the device's clock, append pass included, in place in the step",
+    BenchColumn{"attention_us",
+                "a layer's side tables, lists and attention by the device's clock, in place in the step",
                 [](const BenchRow& r) { return Json(r.attention_s * 1e6); }},
     BenchColumn{"kept_tokens",
                 "tokens on a list (a sequence, KV head, sparse layer and step), mean; all of them if dense",
@@ -168,12 +169,14 @@ std::span<const BenchColumn> bench_columns() {
 
 std::string csv_head() {
   std::vector<std::string_view> names;
+  names.reserve(kColumns.size());
   for (const BenchColumn& column : kColumns) names.push_back(column.name);
   return fmt::format("{}", fmt::join(names, ","));
 }
 
 std::string csv_line(const BenchRow& row) {
   std::vector<std::string> values;
+  values.reserve(kColumns.size());
   for (const BenchColumn& column : kColumns) values.push_back(csv_value(column.value(row)));
   return fmt::format("{}", fmt::join(values, ","));
 }

@@ -64,7 +64,7 @@ std::array<double, kPasses> time_host_passes(std::int64_t bytes) {
 std::array<double, kPasses> time_device_passes(const Exec& exec, std::int64_t bytes) {
   const std::int64_t words = bytes / 4;
   const Buffer buffer(Memory::kDevice, bytes, "the read probe");
-  const Buffer sums(Memory::kDevice, (kPasses + 2) * 4, "the read probe's checksums");
+  const Buffer sums(Memory::kDevice, std::int64_t{kPasses + 2} * 4, "the read probe's checksums");
   auto* data = static_cast<std::uint32_t*>(buffer.data());
   auto* sum = static_cast<std::uint32_t*>(sums.data());
   zero_bytes(exec, sums.data(), sums.bytes());

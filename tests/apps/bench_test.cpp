@@ -67,10 +67,20 @@ TEST(BenchCommand, JsonCsvAndSavedFilesHaveTheSameRows) {
 
 TEST(BenchCommand, MarkdownNamesScoresRoofAndDevice) {
   const std::string text = run_well(bench({"--context", "128", "--fill", "synthetic", "--sigma", "1:3"})).out;
-  for (const char* part : {"| dense | 128 | 1 | - |", "Keys and values are drawn", ": sigma ",
+  for (const char* part : {"| bf16 | dense | 128 | 1 | - |", "Keys and values are drawn", ": sigma ",
                            "Roof, probed in this run: reads ", "On a CPU sparsity is shown, not speed"}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << '\n' << text;
   }
+}
+
+TEST(BenchCommand, WeightFormatsAreMeasuredOneAfterTheOther) {
+  const Json rows =
+      Json::parse(run_well(bench({"--context", "64", "--weights", "stored", "int4", "--json"})).out).at("rows");
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[0].at("weights"), "bf16");
+  EXPECT_EQ(rows[1].at("weights"), "int4");
+  EXPECT_LT(rows[1].at("weight_bytes").get<double>(), 0.5 * rows[0].at("weight_bytes").get<double>());
+  EXPECT_EQ(rows[1].at("speedup"), 1.0);
 }
 
 TEST(BenchCommand, KernelsAreCheckedAgainstTheCpu) {
