@@ -141,7 +141,7 @@ void run_repeat(Engine& engine, Cell& cell, int steps, BenchRow& row) {
 // Marks of every layer's attention: events on CUDA, where they are nodes of the step's graph, the host's clock else.
 class AttentionClock {
  public:
-  AttentionClock(Engine& engine)
+  explicit AttentionClock(Engine& engine)
       : engine_(engine),
         cuda_(engine.attention_limits().device == DeviceKind::kCuda),
         marks_(cuda_ ? 0 : 2 * static_cast<std::size_t>(engine.config().layers)) {

@@ -35,7 +35,8 @@ std::vector<double> query_lengths(Engine& engine, std::uint64_t seed) {
     const std::vector<float> q = read_floats(exec, layer.q);
     for (std::size_t c = 0; c < q.size(); ++c) {
       const auto g = static_cast<std::int64_t>(c) / config.head_dim / group;
-      squares[static_cast<std::size_t>(layer.number * config.kv_heads + g)] += static_cast<double>(q[c]) * q[c];
+      squares[static_cast<std::size_t>(std::int64_t{layer.number} * config.kv_heads + g)] +=
+          static_cast<double>(q[c]) * q[c];
     }
   });
   const std::vector<std::int32_t> ids = drawn_ids(config, seed, 0, kQuerySteps);

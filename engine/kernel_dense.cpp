@@ -138,15 +138,16 @@ class DenseKernels {
     if (!exec_.on_cuda() || batch_ > kMaxGemvRows) return;
     const std::int64_t hidden = config_.hidden;
     const std::int64_t ffn = config_.ffn;
-    const std::int64_t bytes = 2 * ffn * hidden * dtype_bytes(dtype_);
+    const std::int64_t elements = 2 * ffn * hidden;
+    const std::int64_t bytes = elements * dtype_bytes(dtype_);
     const int turns = turns_over(exec_.device, bytes, room_);
     if (turns == 0) return;
-    const Buffer weights = drawn(turns * 2 * ffn * hidden, dtype_, 8, std::sqrt(3.0F / static_cast<float>(hidden)));
+    const Buffer weights = drawn(turns * elements, dtype_, 8, std::sqrt(3.0F / static_cast<float>(hidden)));
     const Buffer residual = drawn(batch_ * hidden, dtype_, 9, 1.7F);
     const Buffer addend = drawn(batch_ * hidden, dtype_, 10, 1.7F);
     const Buffer norm_weight = drawn(hidden, dtype_, 11, 1.7F);
     const Buffer rows = drawn(batch_ * (2 * hidden + 2 * ffn), dtype_, 12, 1.7F);  // sum, normed, gate and up
-    const Buffer out(memory_, 2 * batch_ * ffn * dtype_bytes(dtype_), "two activations");
+    const Buffer out(memory_, std::int64_t{2} * batch_ * ffn * dtype_bytes(dtype_), "two activations");
     const auto row_part = [&](std::int64_t first, std::int64_t columns) {
       return tensor_ref(static_cast<std::byte*>(rows.data()) + batch_ * first * dtype_bytes(dtype_), dtype_, batch_,
                         columns);
@@ -206,7 +207,7 @@ class DenseKernels {
 
   void activation() {
     const std::int64_t ffn = config_.ffn;
-    const std::int64_t elements = 2 * batch_ * ffn;
+    const std::int64_t elements = std::int64_t{2} * batch_ * ffn;
     const int turns = turns_over(exec_.device, 2 * elements * dtype_bytes(dtype_), room_);
     if (turns == 0) return;
     const Buffer gate_up = drawn(turns * elements, dtype_, 6, 1.7F);
@@ -266,6 +267,7 @@ class DenseKernels {
 
   static std::vector<float> relative(const std::vector<float>& values, float share) {
     std::vector<float> bound;
+    bound.reserve(values.size());
     for (const float value : values) bound.push_back(share * std::abs(value) + 1e-30F);
     return bound;
   }

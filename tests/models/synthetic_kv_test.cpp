@@ -13,10 +13,10 @@
 namespace vesper {
 namespace {
 
-constexpr int kHeads = 4;
-constexpr int kKvHeads = 2;
-constexpr int kHeadDim = 64;
-constexpr int kLayers = 2;
+constexpr std::int64_t kHeads = 4;
+constexpr std::int64_t kKvHeads = 2;
+constexpr std::int64_t kHeadDim = 64;
+constexpr std::int64_t kLayers = 2;
 constexpr std::int64_t kColumns = (kHeads + 2 * kKvHeads) * kHeadDim;
 
 // A prefill step of one sequence, with the arrays that a draw reads.
@@ -61,9 +61,9 @@ std::vector<float> rows_of(const DrawnKv& drawn, int layer, const Tokens& tokens
 
 TEST(SyntheticKv, QueriesStayAndRangesAreKept) {
   const std::vector<float> rows = rows_of(drawn_of(0.9F), 1, Tokens(0, 256, 3));
-  std::vector<double> squares(2 * kKvHeads, 0.0);
+  std::vector<double> squares(4, 0.0);
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto column = static_cast<int>(i % kColumns);
+    const auto column = static_cast<std::int64_t>(i % kColumns);
     if (column < kHeads * kHeadDim) {
       EXPECT_EQ(rows[i], -9.0F);
       continue;
