@@ -137,8 +137,8 @@ std::string bench_csv(const BenchReport& report) {
 }
 
 std::string kernels_markdown(const KernelSetting& setting, const KernelReport& report) {
-  std::string text = fmt::format("Kernels of {} on {}, each alone, data of every launch cold\n\n", setting.model,
-                                 device_info(setting.device).name);
+  std::string text = fmt::format("Kernels of {} on {}, each alone, data cold but where it says in cache\n\n",
+                                 setting.model, device_info(setting.device).name);
   text +=
       "| stage | kernel | context | batch | us | least-most | GB/s | bound us | of the bound | cuBLASLt us | checked "
       "|\n"
@@ -146,10 +146,11 @@ std::string kernels_markdown(const KernelSetting& setting, const KernelReport& r
   for (const KernelRow& row : report.rows) {
     const double median = quantile(row.seconds, 0.5);
     const double bound = bound_seconds(row, report.roof);
-    text += fmt::format("| {} | {} | {} | {} | {:.2f} | {:.2f}-{:.2f} | {:.0f} | {:.2f} | {:.1f} % | {} | {} |\n",
-                        row.stage, row.kernel, row.context == 0 ? "-" : fmt::format("{}", row.context), row.batch,
-                        median * 1e6, quantile(row.seconds, 0.0) * 1e6, quantile(row.seconds, 1.0) * 1e6,
-                        static_cast<double>(row.cost.bytes) / median * 1e-9, bound * 1e6, 100.0 * bound / median,
+    text += fmt::format("| {} | {} | {} | {} | {:.2f} | {:.2f}-{:.2f} | {:.0f} | {:.2f} | {} | {} | {} |\n", row.stage,
+                        row.kernel, row.context == 0 ? "-" : fmt::format("{}", row.context), row.batch, median * 1e6,
+                        quantile(row.seconds, 0.0) * 1e6, quantile(row.seconds, 1.0) * 1e6,
+                        static_cast<double>(row.cost.bytes) / median * 1e-9, bound * 1e6,
+                        is_cold(row, report.cache_bytes) ? fmt::format("{:.1f} %", 100.0 * bound / median) : "in cache",
                         row.rival_s ? fmt::format("{:.2f}", *row.rival_s * 1e6) : "-", row.check);
   }
   return text + rulers(report.roof, report.clocks_before, report.clocks_after, setting.device) +
@@ -170,6 +171,7 @@ nlohmann::json kernels_json(const KernelSetting& setting, const KernelReport& re
                     {"flops", row.cost.flops},
                     {"bound_us", bound_seconds(row, report.roof) * 1e6},
                     {"cublaslt_us", row.rival_s ? nlohmann::json(*row.rival_s * 1e6) : nlohmann::json()},
+                    {"cold", is_cold(row, report.cache_bytes)},
                     {"checked", row.check}});
   }
   return {{"model", setting.model},
@@ -181,13 +183,13 @@ nlohmann::json kernels_json(const KernelSetting& setting, const KernelReport& re
 }
 
 std::string kernels_csv(const KernelReport& report) {
-  std::string text = "stage,kernel,context,batch,us,us_least,us_most,bytes,flops,bound_us,cublaslt_us,checked\n";
+  std::string text = "stage,kernel,context,batch,us,us_least,us_most,bytes,flops,bound_us,cublaslt_us,cold,checked\n";
   for (const KernelRow& row : report.rows) {
-    text += fmt::format("{},\"{}\",{},{},{:.6g},{:.6g},{:.6g},{},{},{:.6g},{},\"{}\"\n", row.stage, row.kernel,
-                        row.context, row.batch, quantile(row.seconds, 0.5) * 1e6, quantile(row.seconds, 0.0) * 1e6,
-                        quantile(row.seconds, 1.0) * 1e6, row.cost.bytes, row.cost.flops,
-                        bound_seconds(row, report.roof) * 1e6,
-                        row.rival_s ? fmt::format("{:.6g}", *row.rival_s * 1e6) : "", row.check);
+    text += fmt::format(
+        "{},\"{}\",{},{},{:.6g},{:.6g},{:.6g},{},{},{:.6g},{},{},\"{}\"\n", row.stage, row.kernel, row.context,
+        row.batch, quantile(row.seconds, 0.5) * 1e6, quantile(row.seconds, 0.0) * 1e6, quantile(row.seconds, 1.0) * 1e6,
+        row.cost.bytes, row.cost.flops, bound_seconds(row, report.roof) * 1e6,
+        row.rival_s ? fmt::format("{:.6g}", *row.rival_s * 1e6) : "", is_cold(row, report.cache_bytes), row.check);
   }
   return text;
 }

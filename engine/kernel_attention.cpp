@@ -143,6 +143,7 @@ class AttentionKernels {
                      .batch = world_.seqs(),
                      .seconds = time_turns(exec_, world_.turns(), queue),
                      .cost = cost,
+                     .turns = world_.turns(),
                      .rival_s = {},
                      .check = {}});
     queue(0);

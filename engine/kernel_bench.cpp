@@ -13,12 +13,17 @@ namespace {
 
 // Of the free memory, what one kernel's data may take.
 constexpr double kMemoryShare = 0.6;
+constexpr int kFewTokens = 256;
 
 }  // namespace
 
 double bound_seconds(const KernelRow& row, const Roof& roof) {
   return std::max(static_cast<double>(row.cost.bytes) / roof.read_bytes_per_s,
                   static_cast<double>(row.cost.flops) / roof.matrix_flops_per_s);
+}
+
+bool is_cold(const KernelRow& row, std::int64_t cache_bytes) {
+  return row.turns * row.cost.bytes > 2 * cache_bytes;
 }
 
 KernelReport run_kernel_bench(const KernelSetting& setting,
@@ -31,6 +36,7 @@ KernelReport run_kernel_bench(const KernelSetting& setting,
   }
   KernelReport report;
   report.roof = probe_roof(setting.device);
+  report.cache_bytes = last_cache_bytes(setting.device);
   report.clocks_before = read_clocks();
   const Stream stream(setting.device);
   const auto room =
@@ -49,7 +55,9 @@ KernelReport run_kernel_bench(const KernelSetting& setting,
                           .head_dim = shape.head_dim,
                           .page_tokens = shape.page_tokens,
                           .dtype = dtype};
-      const int turns = turns_over(setting.device, KernelWorld::layer_bytes(layer, context, batch), room);
+      // A list of few tokens touches the least of the kernels that read K and V.
+      const std::int64_t touched = std::int64_t{kFewTokens} * batch * layer.page_bytes() / layer.page_tokens;
+      const int turns = turns_over(setting.device, KernelWorld::layer_bytes(layer, context, batch), touched, room);
       if (turns == 0) {
         report.skipped.push_back(fmt::format("attention at context {}, batch {}: two layers do not fit in {}", context,
                                              batch, format_bytes(room)));

@@ -1,9 +1,10 @@
 // Every kernel family alone, at a decoder's shapes, against the bytes and flops that it cannot do without.
 //
-// Each runs over several layers' worth of distinct data in turn, more than four times the last cache, so that none
-// finds its data warm. On CUDA the turns are one graph, replayed and timed by events: a time is that of a replay over
-// its turns, launch gaps included. The output of the first turn is checked in the same run, of the attention kernels
-// for the first sequence and KV head, against the CPU's functions over the same stored bits.
+// Each runs over several layers' worth of distinct data in turn, as many as touch more than four times the last cache
+// or fit in memory, so that it finds its data cold; where it may not, its row says so. On CUDA the turns are one graph,
+// replayed and timed by events: a time is that of a replay over its turns, launch gaps included. The output of the
+// first turn is checked in the same run, of the attention kernels for the first sequence and KV head, against the CPU's
+// functions over the same stored bits.
 #pragma once
 
 #include <functional>
@@ -36,17 +37,22 @@ struct KernelRow {
   int batch = 0;
   std::vector<double> seconds;    // a launch: one entry a replay
   Cost cost;                      // a launch
+  int turns = 0;                  // of distinct data
   std::optional<double> rival_s;  // cuBLASLt's median for the same product
   std::string check;              // against what, and how near
 };
 
 struct KernelReport {
   std::vector<KernelRow> rows;
+  std::int64_t cache_bytes = 0;  // of the last cache
   std::vector<std::string> skipped;
   Roof roof;
   std::optional<ClockState> clocks_before;
   std::optional<ClockState> clocks_after;
 };
+
+// Whether what a round of turns touches is over twice the last cache, so that no launch finds its data there.
+bool is_cold(const KernelRow& row, std::int64_t cache_bytes);
 
 // The least time that the rulers leave a launch: its bytes at the read rate or its flops at the matrix rate, whichever
 // takes longer.

@@ -58,13 +58,15 @@ class DenseKernels {
     return buffer;
   }
 
-  KernelRow& add(const char* stage, const std::string& kernel, std::vector<double> seconds, const Cost& cost) {
+  KernelRow& add(const char* stage, const std::string& kernel, int turns, std::vector<double> seconds,
+                 const Cost& cost) {
     rows_.push_back({.stage = stage,
                      .kernel = kernel,
                      .context = 0,
                      .batch = batch_,
                      .seconds = std::move(seconds),
                      .cost = cost,
+                     .turns = turns,
                      .rival_s = {},
                      .check = {}});
     return rows_.back();
@@ -72,7 +74,7 @@ class DenseKernels {
 
   void product(const char* name, std::int64_t rows, std::int64_t columns, DType out_dtype) {
     const std::int64_t bytes = rows * columns * dtype_bytes(dtype_);
-    const int turns = turns_over(exec_.device, bytes, room_);
+    const int turns = turns_over(exec_.device, bytes, bytes, room_);
     if (turns == 0) return;
     const Buffer weights = drawn(turns * rows * columns, dtype_, 1, std::sqrt(3.0F / static_cast<float>(columns)));
     const Buffer inputs = drawn(batch_ * columns, dtype_, 2, 1.7F);
@@ -88,8 +90,8 @@ class DenseKernels {
       weight.count = 1;
       linear(exec_, context_, x, weight, out);
     };
-    KernelRow& row = add("linear", fmt::format("{} {} x {}", name, rows, columns), time_turns(exec_, turns, multiply),
-                         linear_cost(dtype_, out_dtype, batch_, rows, columns));
+    KernelRow& row = add("linear", fmt::format("{} {} x {}", name, rows, columns), turns,
+                         time_turns(exec_, turns, multiply), linear_cost(dtype_, out_dtype, batch_, rows, columns));
     multiply(0);
     row.check = check_product(row.kernel, x, matrix(0), out);
     if constexpr (kHaveCuda) {
@@ -140,7 +142,7 @@ class DenseKernels {
     const std::int64_t ffn = config_.ffn;
     const std::int64_t elements = 2 * ffn * hidden;
     const std::int64_t bytes = elements * dtype_bytes(dtype_);
-    const int turns = turns_over(exec_.device, bytes, room_);
+    const int turns = turns_over(exec_.device, bytes, bytes, room_);
     if (turns == 0) return;
     const Buffer weights = drawn(turns * elements, dtype_, 8, std::sqrt(3.0F / static_cast<float>(hidden)));
     const Buffer residual = drawn(batch_ * hidden, dtype_, 9, 1.7F);
@@ -167,7 +169,7 @@ class DenseKernels {
       return weight;
     };
     const auto run_turn = [&](int turn) { project_ffn(exec_, context_, input, weight_of(turn), scratch, to); };
-    KernelRow& row = add("linear", fmt::format("norm, gate and up, silu_mul {} x {}", 2 * ffn, hidden),
+    KernelRow& row = add("linear", fmt::format("norm, gate and up, silu_mul {} x {}", 2 * ffn, hidden), turns,
                          time_turns(exec_, turns, run_turn), project_ffn_cost(dtype_, batch_, hidden, ffn));
     run_turn(0);
     add_rms_norm(exec_, input.residual, input.addend, input.weight, kEps, input.sum, scratch.normed);
@@ -181,7 +183,8 @@ class DenseKernels {
   void norm() {
     const std::int64_t hidden = config_.hidden;
     const std::int64_t elements = batch_ * hidden;
-    const int turns = turns_over(exec_.device, 4 * elements * dtype_bytes(dtype_), room_);
+    const std::int64_t row_bytes = elements * dtype_bytes(dtype_);
+    const int turns = turns_over(exec_.device, row_bytes, row_bytes, room_);
     if (turns == 0) return;
     const Buffer x = drawn(turns * elements, dtype_, 3, 1.7F);
     const Buffer addend = drawn(elements, dtype_, 4, 1.7F);
@@ -193,7 +196,7 @@ class DenseKernels {
           tensor_ref(static_cast<std::byte*>(x.data()) + turn * elements * dtype_bytes(dtype_), dtype_, batch_, hidden);
       rms_norm(exec_, row, weight.ref(dtype_, hidden), kEps, to);
     };
-    KernelRow& row = add("norm", fmt::format("rms_norm {}", hidden), time_turns(exec_, turns, run_turn),
+    KernelRow& row = add("norm", fmt::format("rms_norm {}", hidden), turns, time_turns(exec_, turns, run_turn),
                          rms_norm_cost(dtype_, batch_, hidden));
     run_turn(0);
     std::vector<float> in = read_floats(exec_, tensor_ref(x.data(), dtype_, batch_, hidden));
@@ -208,7 +211,8 @@ class DenseKernels {
   void activation() {
     const std::int64_t ffn = config_.ffn;
     const std::int64_t elements = std::int64_t{2} * batch_ * ffn;
-    const int turns = turns_over(exec_.device, 2 * elements * dtype_bytes(dtype_), room_);
+    const std::int64_t row_bytes = elements * dtype_bytes(dtype_);
+    const int turns = turns_over(exec_.device, row_bytes, row_bytes, room_);
     if (turns == 0) return;
     const Buffer gate_up = drawn(turns * elements, dtype_, 6, 1.7F);
     const Buffer out(memory_, elements / 2 * dtype_bytes(dtype_), "an activation");
@@ -219,7 +223,7 @@ class DenseKernels {
                           batch_, 2 * ffn),
                to);
     };
-    KernelRow& row = add("activate", fmt::format("silu_mul {}", ffn), time_turns(exec_, turns, run_turn),
+    KernelRow& row = add("activate", fmt::format("silu_mul {}", ffn), turns, time_turns(exec_, turns, run_turn),
                          silu_mul_cost(dtype_, batch_, ffn));
     run_turn(0);
     std::vector<float> in = read_floats(exec_, tensor_ref(gate_up.data(), dtype_, batch_, 2 * ffn));
@@ -234,7 +238,7 @@ class DenseKernels {
   void draw() {
     const std::int64_t vocab = config_.vocab;
     const std::int64_t elements = batch_ * vocab;
-    const int turns = turns_over(exec_.device, elements * 4, room_);
+    const int turns = turns_over(exec_.device, elements * 4, elements * 4, room_);
     if (turns == 0) return;
     const Buffer logits = drawn(turns * elements, DType::kF32, 7, 5.0F);
     const Buffer params(memory_, batch_ * static_cast<std::int64_t>(sizeof(SamplingParams)), "how to sample");
@@ -249,7 +253,7 @@ class DenseKernels {
              params.view<const SamplingParams>(batch_), numbers.view<const std::int32_t>(batch_),
              TensorView<std::int32_t, 1>(ids, batch_));
     };
-    KernelRow& row = add("draw", fmt::format("greedy over {}", vocab), time_turns(exec_, turns, run_turn),
+    KernelRow& row = add("draw", fmt::format("greedy over {}", vocab), turns, time_turns(exec_, turns, run_turn),
                          sample_cost(batch_, vocab));
     run_turn(0);
     const std::vector<float> values = read_floats(exec_, tensor_ref(logits.data(), DType::kF32, elements));

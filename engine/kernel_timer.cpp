@@ -18,7 +18,7 @@ namespace {
 constexpr int kDeviceReplays = 9;
 constexpr int kHostReplays = 3;
 constexpr std::int64_t kCacheFactor = 4;
-constexpr std::int64_t kMostTurns = 64;
+constexpr std::int64_t kMostTurns = 256;
 constexpr std::int64_t kMostHostTurns = 8;  // a CPU's times say little; its turns take long
 
 }  // namespace
@@ -53,11 +53,10 @@ std::vector<double> time_turns(const Exec& exec, int turns, const std::function<
   return seconds;
 }
 
-int turns_over(DeviceKind device, std::int64_t bytes, std::int64_t room) {
-  const std::int64_t wanted = kCacheFactor * last_cache_bytes(device) / std::max<std::int64_t>(1, bytes) + 1;
-  const std::int64_t turns =
-      std::min(std::clamp<std::int64_t>(wanted, 2, device == DeviceKind::kCuda ? kMostTurns : kMostHostTurns),
-               room / std::max<std::int64_t>(1, bytes));
+int turns_over(DeviceKind device, std::int64_t bytes, std::int64_t touched, std::int64_t room) {
+  const std::int64_t most = device == DeviceKind::kCuda ? kMostTurns : kMostHostTurns;
+  const std::int64_t wanted = kCacheFactor * last_cache_bytes(device) / touched + 1;
+  const std::int64_t turns = std::min(std::clamp<std::int64_t>(wanted, 2, most), room / bytes);
   return turns < 2 ? 0 : static_cast<int>(turns);
 }
 

@@ -14,9 +14,10 @@ namespace vesper {
 // replay of all turns.
 std::vector<double> time_turns(const Exec& exec, int turns, const std::function<void(int turn)>& queue);
 
-// Turns over data of `bytes` each that together are more than four times the last cache, two at least, and at most as
-// many as `room` holds; 0 where not even two fit.
-int turns_over(DeviceKind device, std::int64_t bytes, std::int64_t room);
+// Turns over data of `bytes` each, of which a launch touches `touched`, so that what a round touches is more than four
+// times the last cache: two at least, 256 at most (8 on the CPU), and as many as `room` holds; 0 where not even two
+// fit.
+int turns_over(DeviceKind device, std::int64_t bytes, std::int64_t touched, std::int64_t room);
 
 // Fails with a run error that names `what` and the worst element, unless |found - expected| <= bound everywhere; says
 // how near the worst one comes.
