@@ -1,7 +1,7 @@
 # Every target is enough on a fresh Debian 12: missing packages are installed first (root or sudo).
 VESPER := build/bin/vesper
 
-.PHONY: demo test build dist lint format clean help
+.PHONY: demo test build dist sanitize fuzz lint format clean help
 
 demo: build ## generate text with the demo model, on what this machine can run
 	configs/demo/run.sh $(VESPER)
@@ -19,6 +19,15 @@ dist: ## write a bundle to dist/ that runs on other x86-64 Linux machines
 	configs/scripts/setup.sh build test dist
 	configs/scripts/build.sh release
 	configs/scripts/dist.sh
+
+sanitize: ## run the tests of the CPU half under AddressSanitizer and UndefinedBehaviorSanitizer
+	configs/scripts/setup.sh build test
+	configs/scripts/build.sh sanitize
+	configs/scripts/test.sh build-sanitize
+
+fuzz: ## feed broken files to all that reads files, FUZZ_SECONDS (600) for each kind
+	configs/scripts/setup.sh build fuzz
+	configs/scripts/fuzz.sh
 
 lint: ## check the format of all sources, and clang-tidy on the host sources
 	configs/scripts/setup.sh build lint

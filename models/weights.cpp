@@ -127,8 +127,8 @@ std::int64_t bytes_to_read(const Match& match, const Int4Layout& int4) {
   return total;
 }
 
-ModelWeights load_on_cuda(const Match& match, const ModelConfig& config, const Exec& exec, WeightFormat format,
-                          const Progress& progress) {
+[[maybe_unused]] ModelWeights load_on_cuda(const Match& match, const ModelConfig& config, const Exec& exec,
+                                           WeightFormat format, const Progress& progress) {
   const WeightsLayout layout = lay_out(match.expected, device_dtype(match.dtype, DeviceKind::kCuda),
                                        lay_out_int4(match.expected, config.tied_embeddings, format));
   Buffer storage(Memory::kDevice, layout.bytes, "the weights");

@@ -29,6 +29,14 @@ add_library(vesper_flags INTERFACE)
 target_compile_features(vesper_flags INTERFACE cxx_std_20)
 target_include_directories(vesper_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_definitions(vesper_flags INTERFACE VESPER_HAVE_CUDA=$<BOOL:${VESPER_HAVE_CUDA}>)
+if(VESPER_FUZZ)
+  # On every object, so that libFuzzer sees which branches an input reaches; tests/fuzz links the fuzzer itself.
+  # _GLIBCXX_ASSERTIONS: an index past the end of a string or a vector is a finding even where its bytes are there.
+  target_compile_options(vesper_flags INTERFACE
+    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_definitions(vesper_flags INTERFACE _GLIBCXX_ASSERTIONS)
+  target_link_options(vesper_flags INTERFACE -fsanitize=address,undefined)
+endif()
 # No contraction of a * b + c: the CPU's sums must not depend on which instructions the compiler may choose.
 # CMake 3.25 rejects CUDA_STANDARD 20 with nvcc 13, hence the flag.
 target_compile_options(vesper_flags INTERFACE

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# build.sh run|test|release: configures and builds.
+# build.sh run|test|sanitize|release: configures and builds.
 #   run      build/bin/vesper for what this machine can run, no tests: without a GPU the CPU half only, which takes a
 #            fraction of the time; a build/ that holds more already is brought up to date as it is
 #   test     all that the toolchain allows, with the tests, in build/
+#   sanitize the CPU half with the tests, under AddressSanitizer and UndefinedBehaviorSanitizer, in build-sanitize/
 #   release  the same for every supported GPU, in build-release/
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -45,12 +46,16 @@ case ${1:-} in
     cmake --preset default "${target[@]}"
     cmake --build build -j "$jobs"
     ;;
+  sanitize)
+    cmake --preset sanitize
+    cmake --build build-sanitize -j "$jobs"
+    ;;
   release)
     cmake --preset release
     cmake --build build-release -j "$jobs"
     ;;
   *)
-    echo "build.sh: found '${1:-}', expected run, test or release" >&2
+    echo "build.sh: found '${1:-}', expected run, test, sanitize or release" >&2
     exit 2
     ;;
 esac

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh GROUP...: installs the Debian packages of the groups (build, test, lint, dist) that are missing.
+# setup.sh GROUP...: installs the Debian packages of the groups (build, test, fuzz, lint, dist) that are missing.
 set -euo pipefail
 
 wanted=()
@@ -7,10 +7,11 @@ for group in "$@"; do
   case $group in
     build) wanted+=(cmake g++ ninja-build libsentencepiece-dev libpcre2-dev libutf8proc-dev nlohmann-json3-dev libspdlog-dev libcli11-dev) ;;
     test) wanted+=(libgtest-dev) ;;
+    fuzz) wanted+=(clang-14 libclang-rt-14-dev llvm-14) ;;  # the last names the lines of a finding
     lint) wanted+=(git clang-format-14 clang-tidy-14) ;;
     dist) wanted+=(patchelf) ;;
     *)
-      echo "setup.sh: found the group '$group', expected build, test, lint or dist" >&2
+      echo "setup.sh: found the group '$group', expected build, test, fuzz, lint or dist" >&2
       exit 2
       ;;
   esac

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs the tests of build/ and ends with how many passed, failed and were skipped, and why.
+# test.sh [FOLDER]: runs the tests of a build folder (build) and ends with how many passed, failed and were skipped, and why.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+folder=${1:-build}
 status=0
-ctest --test-dir build --output-on-failure -j "$(nproc)" --timeout 600 || status=$?
-awk -v status="$status" -f tests/count.awk build/Testing/Temporary/LastTest.log
+ctest --test-dir "$folder" --output-on-failure -j "$(nproc)" --timeout 600 || status=$?
+awk -v status="$status" -f tests/count.awk "$folder"/Testing/Temporary/LastTest.log
