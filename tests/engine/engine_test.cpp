@@ -172,7 +172,8 @@ TEST_F(EngineTest, AKeptContextGivesWhatARunFromScratchGives) {
   }
   request.kept = &kept;
   request.prompt = kept.ids;
-  EXPECT_EQ(generate(engine, nullptr, {&request, 1}, {})[0].prefill_tokens, 1) << "the last token's logits are asked for";
+  EXPECT_EQ(generate(engine, nullptr, {&request, 1}, {})[0].prefill_tokens, 1)
+      << "the last token's logits are asked for";
   engine.truncate(kept.sequence, 0);
   EXPECT_EQ(engine.free_pages(), pages);
 }
