@@ -14,6 +14,11 @@
 namespace vesper {
 namespace {
 
+// Ours: a text may become this many times as long, and a short one this long. Marks for spaces and NFC make three bytes
+// of one at most; a chain of hostile replacements would make as many as memory holds, and more.
+constexpr std::size_t kMaxGrowth = 8;
+constexpr std::size_t kMaxShortBytes = std::size_t{64} << 10U;
+
 // First and last of the characters that normalisation touches and Unicode 9.0 does not have, up to Unicode 15.0:
 // combining marks (DerivedAge.txt, DerivedCombiningClass.txt), and U+11930 and U+11938, which compose.
 constexpr std::array<std::array<std::uint32_t, 2>, 38> kNewerThanUnicode9 = {{
@@ -78,19 +83,26 @@ void append_nfc(std::string_view text, std::string& out) {
   }
 }
 
-std::string replace_all(const std::string& text, const std::string& from, const std::string& to) {
+void check_growth(std::size_t bytes, std::size_t most) {
+  if (bytes <= most) return;
+  refuse({"normalising a text", "a normalizer or decoder that makes it longer and longer",
+          "at most " + std::to_string(most) + " bytes of it", "this tokenizer is not supported"});
+}
+
+std::string replace_all(const std::string& text, const std::string& from, const std::string& to, std::size_t most) {
   std::string out;
   std::size_t done = 0;
   for (std::size_t at = text.find(from); at != std::string::npos; at = text.find(from, done)) {
     out.append(text, done, at - done);
+    check_growth(out.size() + to.size(), most);
     out += to;
     done = at + from.size();
   }
   return out.append(text, done, std::string::npos);
 }
 
-std::string normalize_part(const NormalizerStep& step, const std::string& text) {
-  return step.kind == NormalizerStep::Kind::kNfc ? to_nfc(text) : replace_all(text, step.from, step.to);
+std::string normalize_part(const NormalizerStep& step, const std::string& text, std::size_t most) {
+  return step.kind == NormalizerStep::Kind::kNfc ? to_nfc(text) : replace_all(text, step.from, step.to, most);
 }
 
 }  // namespace
@@ -114,9 +126,11 @@ std::string to_nfc(const std::string& text) {
 }
 
 MarkedText normalize(const std::vector<NormalizerStep>& steps, MarkedText text) {
+  const std::size_t most = std::max(text.text.size() * kMaxGrowth, kMaxShortBytes);
   for (const NormalizerStep& step : steps) {
     if (step.kind == NormalizerStep::Kind::kPrepend) {
       if (text.text.empty()) continue;
+      check_growth(text.text.size() + step.to.size(), most);
       text.text.insert(0, step.to);
       for (TextRange& range : text.plain) range = {range.begin + step.to.size(), range.end + step.to.size()};
       continue;
@@ -124,13 +138,14 @@ MarkedText normalize(const std::vector<NormalizerStep>& steps, MarkedText text) 
     MarkedText done;
     std::size_t at = 0;
     for (const TextRange& range : text.plain) {
-      done.text += normalize_part(step, text.text.substr(at, range.begin - at));
+      done.text += normalize_part(step, text.text.substr(at, range.begin - at), most);
       const std::size_t begin = done.text.size();
-      done.text += normalize_part(step, text.text.substr(range.begin, range.end - range.begin));
+      done.text += normalize_part(step, text.text.substr(range.begin, range.end - range.begin), most);
       done.plain.push_back({begin, done.text.size()});
       at = range.end;
     }
-    done.text += normalize_part(step, text.text.substr(at));
+    done.text += normalize_part(step, text.text.substr(at), most);
+    check_growth(done.text.size(), most);
     text = std::move(done);
   }
   return text;

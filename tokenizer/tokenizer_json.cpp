@@ -7,6 +7,7 @@
 #include "engine/core/error.h"
 #include "engine/core/json.h"
 #include "tokenizer/bpe_tokenizer.h"
+#include "tokenizer/utf8.h"
 #include "tokenizer/vocab_and_merges.h"
 
 namespace vesper {
@@ -115,7 +116,9 @@ Metaspace read_metaspace(const Part& part) {
   part.only_keys({"type", "replacement", "prepend_scheme", "add_prefix_space", "split", "str_rep"});
   Metaspace metaspace;
   metaspace.mark = part.text("replacement");
-  if (metaspace.mark.empty()) part.wrong("an empty replacement", "a character");
+  if (metaspace.mark.empty() || utf8_step(metaspace.mark, 0).bytes != metaspace.mark.size()) {
+    part.wrong("the replacement " + in_quotes(metaspace.mark), "one character");
+  }
   metaspace.split = part.flag("split", true);
   const std::string scheme = part.text("prepend_scheme", part.flag("add_prefix_space", true) ? "always" : "never");
   if (scheme == "always") {

@@ -248,6 +248,40 @@ TEST(TokenizerJson, EveryPartMayBeWrong) {
   }
 }
 
+// Both came to gigabytes out of a file of two kilobytes.
+TEST(TokenizerJson, ReplacementsMayNotMakeATextLongerAndLonger) {
+  const json longer = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", std::string(40, 'a')}};
+  const std::unique_ptr<Tokenizer> encoder = load(marked_json(), [&](json& document) {
+    document["normalizer"] = {{"type", "Sequence"}, {"normalizers", std::vector<json>(12, longer)}};
+  });
+  EXPECT_EQ(encoder->encode("b").size(), 1U);
+  EXPECT_NE(refusal_of([&] { (void)encoder->encode("bab"); }).find("longer and longer"), std::string::npos);
+
+  const std::unique_ptr<Tokenizer> decoder = load(marked_json(), [&](json& document) {
+    document["decoder"]["decoders"] = std::vector<json>(12, longer);
+    document["decoder"]["decoders"].push_back(step("Fuse"));
+  });
+  EXPECT_NE(refusal_of([&] { (void)decoder->decode(decoder->encode("a")); }).find("longer and longer"),
+            std::string::npos);
+
+  const std::unique_ptr<Tokenizer> prepender = load(marked_json(), [&](json& document) {
+    const json prepend = {{"type", "Prepend"}, {"prepend", std::string(4000, 'a')}};
+    document["normalizer"] = {{"type", "Sequence"}, {"normalizers", std::vector<json>(20, prepend)}};
+  });
+  EXPECT_NE(refusal_of([&] { (void)prepender->encode("a"); }).find("longer and longer"), std::string::npos);
+}
+
+TEST(TokenizerJson, TheMarkForSpacesIsOneCharacter) {
+  for (const std::string mark : {"", "aa", "\u2581\u2581"}) {
+    expect_refusal(
+        marked_json(),
+        [&](json& document) {
+          document["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", mark}};
+        },
+        "one character");
+  }
+}
+
 TEST(Tiktoken, ReadsRanks) {
   const Vocabulary vocabulary = read_tiktoken_ranks("IQ== 0\nIiM= 2\n/+8A 1\n\n", "x");
   EXPECT_EQ(vocabulary.size(), 3);
