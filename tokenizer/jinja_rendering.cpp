@@ -9,7 +9,7 @@ void Rendering::stop(const std::string& found, const std::string& expected, cons
 }
 
 void Rendering::too_much_work() const {
-  stop("a template that goes on and on", "one that ends after some thirty million steps");
+  stop("a template that goes on and on", "one that ends after some sixteen million steps");
 }
 
 void Rendering::too_deep() const {

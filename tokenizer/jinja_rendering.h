@@ -18,9 +18,9 @@ namespace vesper::jinja {
 // much ends with one sentence.
 class Rendering {
  public:
-  static constexpr std::uint64_t kMaxBytes = std::uint64_t{256} << 20;
-  // An expression counts kStep, a byte looked at 1: a few seconds.
-  static constexpr std::uint64_t kMaxWork = std::uint64_t{1} << 31;
+  static constexpr std::uint64_t kMaxBytes = std::uint64_t{128} << 20;
+  // An expression counts kStep, a byte looked at 1: a few seconds, under sanitizers too.
+  static constexpr std::uint64_t kMaxWork = std::uint64_t{1} << 30;
   static constexpr std::uint64_t kStep = 64;
   static constexpr int kMaxDepth = 500;  // of expressions and statements inside each other, through macros
 

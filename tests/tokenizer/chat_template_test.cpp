@@ -244,11 +244,11 @@ TEST(ChatTemplate, OfSeveralTheDefaultIsTaken) {
 TEST(ChatTemplate, HostileTemplatesEndWithOneSentence) {
   const std::string loop = "{% for i in range(100000) %}";
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {loop + loop + "{% endfor %}{% endfor %}", "256 MiB"},
-      {"{% set ns = namespace(x='ab') %}" + loop + "{% set ns.x = ns.x + ns.x %}{% endfor %}", "256 MiB"},
+      {loop + loop + "{% endfor %}{% endfor %}", "128 MiB"},
+      {"{% set ns = namespace(x='ab') %}" + loop + "{% set ns.x = ns.x + ns.x %}{% endfor %}", "128 MiB"},
       {"{{ 'a' * 9000000000000000000 }}", "goes on and on"},
       {"{{ '' * 9000000000000000000 }}", "goes on and on"},
-      {"{% set x = 'a' * 1000000 %}{{ x | replace('a', x) }}", "256 MiB"},
+      {"{% set x = 'a' * 1000000 %}{{ x | replace('a', x) }}", "128 MiB"},
       {"{{ range(100000) | list * 3 }}", "the operator *"},
       {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "inside each other"},
       {repeated("{% if true %}", 5000), "nesting deeper than 100 levels"},
