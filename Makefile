@@ -23,7 +23,7 @@ dist: ## write a bundle to dist/ that runs on other x86-64 Linux machines
 sanitize: ## run the tests of the CPU half under AddressSanitizer and UndefinedBehaviorSanitizer
 	configs/scripts/setup.sh build test
 	configs/scripts/build.sh sanitize
-	configs/scripts/test.sh build-sanitize
+	configs/scripts/test.sh build-sanitize 1800
 
 fuzz: ## feed broken files to all that reads files, FUZZ_SECONDS (600) for each kind
 	configs/scripts/setup.sh build fuzz
