@@ -23,7 +23,8 @@ Cost score_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_s
                       std::int64_t pages) {
   const std::int64_t element = page_score == PageScore::kMinMax ? dtype_bytes(dtype) : 4;
   const std::int64_t rows = pages * shape.kv_heads;
-  return {.bytes = rows * (2 * shape.head_dim * element + 4) + seqs * shape.heads * shape.head_dim * dtype_bytes(dtype),
+  const std::int64_t row_bytes = std::int64_t{2} * shape.head_dim * element + 4;
+  return {.bytes = rows * row_bytes + seqs * shape.heads * shape.head_dim * dtype_bytes(dtype),
           .flops = 4 * pages * shape.heads * shape.head_dim};
 }
 

@@ -1,7 +1,6 @@
 // One model on one device: its weights, its cache, and the steps that sequences take through it.
 #pragma once
 
-#include <compare>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -9,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -43,6 +43,13 @@ void check_token_ids(const ModelConfig& config, std::span<const std::int32_t> id
 // stands for what is free on the device, where it is given.
 MemoryPlan plan_engine_memory(const std::string& model, const ModelConfig& config, const EngineOptions& options,
                               std::optional<std::int64_t> free_bytes = {});
+
+// Of a decode step: events where there is a device, else the host's clock.
+struct StepTimer {
+  std::optional<Event> begin;
+  std::optional<Event> end;
+  double host_seconds = 0.0;
+};
 
 // Not thread-safe. All device memory is taken while it is built; a step allocates none.
 class Engine {
@@ -140,7 +147,8 @@ class Engine {
     int seqs = 0;
     int max_kv_len = 0;
     std::vector<unsigned> work;  // ModelAttention::plan_key
-    friend auto operator<=>(const GraphKey&, const GraphKey&) = default;
+    [[nodiscard]] auto key() const { return std::tie(arm, sampled, marked, seqs, max_kv_len, work); }
+    bool operator<(const GraphKey& other) const { return key() < other.key(); }
   };
 
   Batch prepare_step(Phase phase, std::span<const StepEntry> entries);
@@ -168,11 +176,6 @@ class Engine {
   Buffer sampling_staging_;  // pinned or host: params [rows], steps [rows], ids [rows]
   Buffer sampling_device_;   // CUDA only, the same three
   int logits_made_ = 0;      // rows of the last logits() call
-  struct StepTimer {         // of a decode step: events where there is a device, else the host's clock
-    std::optional<Event> begin;
-    std::optional<Event> end;
-    double host_seconds = 0.0;
-  };
   std::optional<StepTimer> step_timer_;
   bool use_graphs_ = false;
   std::map<GraphKey, Graph> graphs_;  // look into all of the above

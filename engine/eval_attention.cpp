@@ -17,7 +17,7 @@ int split_entries_of(SelectionUnit unit, const AttentionShape& shape) {
 // Floats of split partials: pages round up once more than tokens.
 std::int64_t partial_floats(const AttentionLimits& limits) {
   const std::int64_t splits = limits.max_context / kSplitTokens + 2;
-  return limits.max_seqs * limits.shape.heads * splits * (limits.shape.head_dim + 1);
+  return std::int64_t{limits.max_seqs} * limits.shape.heads * splits * (limits.shape.head_dim + 1);
 }
 
 Memory device_memory(const AttentionLimits& limits) {

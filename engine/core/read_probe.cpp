@@ -62,14 +62,14 @@ std::array<double, kPasses> time_host_passes(std::int64_t bytes) {
 }
 
 std::array<double, kPasses> time_device_passes(const Exec& exec, std::int64_t bytes) {
-  const std::int64_t words = bytes / 4;
-  const Buffer buffer(Memory::kDevice, bytes, "the read probe");
-  const Buffer sums(Memory::kDevice, std::int64_t{kPasses + 2} * 4, "the read probe's checksums");
-  auto* data = static_cast<std::uint32_t*>(buffer.data());
-  auto* sum = static_cast<std::uint32_t*>(sums.data());
-  zero_bytes(exec, sums.data(), sums.bytes());
   std::array<double, kPasses> seconds{};
   if constexpr (kHaveCuda) {
+    const std::int64_t words = bytes / 4;
+    const Buffer buffer(Memory::kDevice, bytes, "the read probe");
+    const Buffer sums(Memory::kDevice, std::int64_t{kPasses + 2} * 4, "the read probe's checksums");
+    auto* data = static_cast<std::uint32_t*>(buffer.data());
+    auto* sum = static_cast<std::uint32_t*>(sums.data());
+    zero_bytes(exec, sums.data(), sums.bytes());
     cuda::write_probe_data(exec, data, words, sum);
     cuda::read_probe_data(exec, data, words, sum + 1);  // warms up; checked as the others are
     std::array<Event, kPasses + 1> events;
