@@ -9,11 +9,21 @@
 namespace vesper {
 namespace {
 
+// Each row asks two questions of each kind. Sanitizers look for accesses, which all rows share, and take a minute for
+// one.
+#ifdef __SANITIZE_ADDRESS__
+constexpr int kRows = 4;
+#else
+constexpr int kRows = 20;
+#endif
+
 void expect_answers(int length) {
   const std::string folder = source_dir() + "/configs/demo";
   const std::string questions = folder + "/questions/";
-  const std::vector<NeedleRow> rows =
+  std::vector<NeedleRow> rows =
       read_needle_rows(questions + "ids_" + std::to_string(length) + ".u16", questions + "index.json", length);
+  ASSERT_EQ(rows.size(), 20U);
+  rows.resize(kRows);
   EngineOptions options;
   options.limits.device = kTestDevice;
   options.limits.max_context = length;
@@ -21,9 +31,10 @@ void expect_answers(int length) {
   const NeedleScore score = eval_needle_rows(engine, rows, {});
   for (const NeedleKind kind : kNeedleKinds) {
     const std::string name(needle_kind_name(kind));
-    EXPECT_EQ(score[kind].total, 40) << name << " at " << length << " tokens";
-    EXPECT_GE(score[kind].right, 39) << "of 40 questions for " << name << " at " << length << " tokens";
-    std::printf("%d tokens: %d of 40 %s\n", length, score[kind].right, name.c_str());
+    EXPECT_EQ(score[kind].total, 2 * kRows) << name << " at " << length << " tokens";
+    EXPECT_GE(score[kind].right, 2 * kRows - 1)
+        << "of " << 2 * kRows << " questions for " << name << " at " << length << " tokens";
+    std::printf("%d tokens: %d of %d %s\n", length, score[kind].right, 2 * kRows, name.c_str());
   }
 }
 
