@@ -177,12 +177,15 @@ double Engine::step_device_seconds() const {
   return static_cast<double>(step_timer_->end->ms_since(*step_timer_->begin)) * 1e-3;
 }
 
-void Engine::run_decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids, bool sampled) {
+void Engine::run_decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids,
+                        std::span<const SamplingParams> params, std::span<const std::int32_t> steps) {
   assert(sequences.size() == ids.size());
+  const bool sampled = !params.empty();
   std::vector<StepEntry> entries;
   entries.reserve(ids.size());
   for (std::size_t s = 0; s < ids.size(); ++s) entries.push_back({.sequence = sequences[s], .ids = ids.subspan(s, 1)});
   const Batch batch = prepare_step(Phase::kDecode, entries);
+  if (sampled) send_draws(params, steps);
   attention_[arm_]->count_step(batch);
   const bool replays = use_graphs_ && !attention_[arm_]->probed();  // a probe may wait, which no graph can record
   const Graph* graph = replays ? &graph_of(batch, sampled) : nullptr;
@@ -246,7 +249,7 @@ void Engine::capture_between(int seqs, int first, int last) {
 }
 
 void Engine::decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids) {
-  run_decode(sequences, ids, false);
+  run_decode(sequences, ids, {}, {});
 }
 
 std::span<const std::int32_t> Engine::decode_and_sample(std::span<CachedSequence* const> sequences,
@@ -254,9 +257,9 @@ std::span<const std::int32_t> Engine::decode_and_sample(std::span<CachedSequence
                                                         std::span<const SamplingParams> params,
                                                         std::span<const std::int32_t> steps) {
   const auto rows = static_cast<std::int64_t>(ids.size());
-  send_draws(params, steps);
+  assert(params.size() == ids.size());
   logits_made_ = static_cast<int>(rows);
-  run_decode(sequences, ids, true);
+  run_decode(sequences, ids, params, steps);
   return drawn_ids(rows);
 }
 
@@ -285,13 +288,13 @@ std::span<const std::int32_t> Engine::sample(std::span<const SamplingParams> par
   return drawn_ids(rows);
 }
 
+// The staging is free: whoever sent draws before has waited for their ids, or for the step in front of this call.
 void Engine::send_draws(std::span<const SamplingParams> params, std::span<const std::int32_t> steps) {
   assert(params.size() == steps.size());
   const Exec exec = stream_.exec();
   const auto rows = static_cast<std::int64_t>(params.size());
   const int capacity = logit_rows(plan_.limits.max_seqs);
   const SamplingArrays host = sampling_arrays(sampling_staging_, capacity);
-  stream_.synchronize();  // the arrays of the draws before may still be on their way
   std::copy(params.begin(), params.end(), host.params);
   std::copy(steps.begin(), steps.end(), host.steps);
   if (!exec.on_cuda()) return;

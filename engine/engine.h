@@ -152,7 +152,9 @@ class Engine {
   };
 
   Batch prepare_step(Phase phase, std::span<const StepEntry> entries);
-  void run_decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids, bool sampled);
+  // Without `params` nothing is drawn.
+  void run_decode(std::span<CachedSequence* const> sequences, std::span<const std::int32_t> ids,
+                  std::span<const SamplingParams> params, std::span<const std::int32_t> steps);
   void queue_decode(const Batch& batch, bool sampled);
   [[nodiscard]] GraphKey graph_key(const Batch& batch, bool sampled) const;
   const Graph& graph_of(const Batch& batch, bool sampled);
