@@ -55,10 +55,10 @@ struct MakeBackend {
 
 struct ScratchOf {
   const AttentionLimits& limits;
-  BackendScratch operator()(const DenseConfig& /*config*/) const { return {}; }
-  BackendScratch operator()(const QuestConfig& config) const { return quest_scratch(config, limits); }
-  BackendScratch operator()(const TwilightConfig& config) const { return twilight_scratch(config, limits); }
-  BackendScratch operator()(const VAttentionConfig& config) const { return vattention_scratch(config, limits); }
+  AttentionScratch operator()(const DenseConfig& /*config*/) const { return {}; }
+  AttentionScratch operator()(const QuestConfig& config) const { return quest_scratch(config, limits); }
+  AttentionScratch operator()(const TwilightConfig& config) const { return twilight_scratch(config, limits); }
+  AttentionScratch operator()(const VAttentionConfig& config) const { return vattention_scratch(config, limits); }
 };
 
 std::vector<BackendConfig> distinct_backends(const AttentionConfig& config) {
@@ -97,11 +97,11 @@ std::vector<SideTables> ModelAttention::side_tables(std::span<const AttentionCon
   return tables;
 }
 
-ModelAttention::Scratch ModelAttention::scratch_bytes(const AttentionConfig& config, const AttentionLimits& limits) {
-  Scratch total;
+AttentionScratch ModelAttention::scratch_bytes(const AttentionConfig& config, const AttentionLimits& limits) {
+  AttentionScratch total;
   total.selections = counter_bytes(config, limits);
   for (const BackendConfig& backend : distinct_backends(config)) {
-    const BackendScratch own = std::visit(ScratchOf{limits}, backend.settings);
+    const AttentionScratch own = std::visit(ScratchOf{limits}, backend.settings);
     total.partials += DenseAttention::scratch_bytes(limits) + own.partials;
     total.selections += own.selections;
   }

@@ -23,6 +23,15 @@ struct AttentionLimits {
   int max_seqs = 1;
   int max_context = 0;     // tokens a sequence
   std::uint32_t seed = 0;  // of random draws, where a backend's settings name none
+
+  // Where the buffers of attention lie.
+  [[nodiscard]] Memory memory() const { return device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost; }
+};
+
+// Bytes of scratch: partial results of splits, then scores, lists and counters.
+struct AttentionScratch {
+  std::int64_t partials = 0;
+  std::int64_t selections = 0;
 };
 
 // Running totals of one layer's decode steps, on the device: what lists held, for each KV head. Zero for layers and
@@ -129,12 +138,8 @@ class ModelAttention {
  public:
   // The facts about keys that each layer's backend needs, in any of several configurations over one cache.
   static std::vector<SideTables> side_tables(std::span<const AttentionConfig> arms);
-  // Device memory that the backends of `config` take: split partials, then scores, lists and counters.
-  struct Scratch {
-    std::int64_t partials = 0;
-    std::int64_t selections = 0;
-  };
-  static Scratch scratch_bytes(const AttentionConfig& config, const AttentionLimits& limits);
+  // Device memory that the backends of `config` take.
+  static AttentionScratch scratch_bytes(const AttentionConfig& config, const AttentionLimits& limits);
 
   // Throws an input error where the device has no kernel for the shape, or a budget is under a page.
   ModelAttention(const AttentionConfig& config, const AttentionLimits& limits, const Exec& exec);

@@ -38,8 +38,7 @@ std::int64_t DenseAttention::scratch_bytes(const AttentionLimits& limits) {
 DenseAttention::DenseAttention(const AttentionLimits& limits)
     : limits_(limits),
       units_(decode_units(limits)),
-      partials_(limits.device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost, scratch_bytes(limits),
-                "the partial results of split attention") {}
+      partials_(limits.memory(), scratch_bytes(limits), "the partial results of split attention") {}
 
 void DenseAttention::plan(const Batch& batch) {
   plan_ = plan_splits(limits_.shape, batch.seqs, batch.max_kv_len, units_, units_);

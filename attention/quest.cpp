@@ -77,7 +77,7 @@ std::int64_t page_scoring_bytes(PageScore score, const AttentionLimits& limits, 
   return std::int64_t{2} * page_count(tokens, limits.shape.page_tokens) * limits.shape.head_dim * dtype_bytes(dtype);
 }
 
-BackendScratch quest_scratch(const QuestConfig& config, const AttentionLimits& limits) {
+AttentionScratch quest_scratch(const QuestConfig& config, const AttentionLimits& limits) {
   ScratchCarver counter(nullptr);
   const QuestScratch largest = lay_out(counter, config, limits.shape, limits.max_seqs, limits.max_context);
   const int entries = static_cast<int>(largest.pages.index.shape(2));

@@ -13,10 +13,6 @@ constexpr int divide_up(int a, int b) {
   return (a + b - 1) / b;
 }
 
-Memory device_memory(const AttentionLimits& limits) {
-  return limits.device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost;
-}
-
 }  // namespace
 
 Selection take_selection(ScratchCarver& carver, SelectionUnit unit, int seqs, int kv_heads, int capacity) {
@@ -58,15 +54,15 @@ std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int 
   return slots * limits.shape.heads * (limits.shape.head_dim + 1) * kFloatBytes;
 }
 
-SparseAttention::SparseAttention(const AttentionLimits& limits, DenseLimit dense, const BackendScratch& scratch,
+SparseAttention::SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch,
                                  int min_entries)
     : limits_(limits),
       dense_limit_(dense),
       min_entries_(min_entries),
       units_(decode_units(limits)),
       dense_(limits),
-      partials_(device_memory(limits), scratch.partials, "the partial results of attention over lists"),
-      scratch_(device_memory(limits), scratch.selections, "scores and lists of sparse attention") {}
+      partials_(limits.memory(), scratch.partials, "the partial results of attention over lists"),
+      scratch_(limits.memory(), scratch.selections, "scores and lists of sparse attention") {}
 
 void SparseAttention::plan(const Batch& batch) {
   dense_.plan(batch);

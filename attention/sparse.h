@@ -33,12 +33,6 @@ int page_count(int tokens, int page_tokens);
 // Most pages that select_pages keeps.
 int page_list_bound(const PageBudget& budget, int tokens, int page_tokens);
 
-// Device memory of a backend, without that of the dense attention inside it.
-struct BackendScratch {
-  std::int64_t partials = 0;
-  std::int64_t selections = 0;
-};
-
 // Splits of lists of up to `entries` entries, for `seqs` sequences: enough to fill a device of `units` (decode_units).
 int list_splits(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries);
 
@@ -63,7 +57,7 @@ class SparseAttention : public AttentionBackend {
 
  protected:
   // `scratch`: of the largest step, as the backend's own layout counts it. `min_entries`: of a split of a list.
-  SparseAttention(const AttentionLimits& limits, DenseLimit dense, const BackendScratch& scratch, int min_entries);
+  SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch, int min_entries);
 
   // Makes the lists of one layer.
   virtual MadeLists select(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
@@ -95,10 +89,11 @@ class SparseAttention : public AttentionBackend {
 std::int64_t page_scoring_bytes(PageScore score, const AttentionLimits& limits, int tokens);
 std::int64_t token_scoring_bytes(KeySource source, const AttentionLimits& limits, int tokens);
 
-// The three backends; each is in the file of its name, with its paper.
-BackendScratch quest_scratch(const QuestConfig& config, const AttentionLimits& limits);
-BackendScratch twilight_scratch(const TwilightConfig& config, const AttentionLimits& limits);
-BackendScratch vattention_scratch(const VAttentionConfig& config, const AttentionLimits& limits);
+// The three backends; each is in the file of its name, with its paper. Scratch: without that of the dense attention
+// inside.
+AttentionScratch quest_scratch(const QuestConfig& config, const AttentionLimits& limits);
+AttentionScratch twilight_scratch(const TwilightConfig& config, const AttentionLimits& limits);
+AttentionScratch vattention_scratch(const VAttentionConfig& config, const AttentionLimits& limits);
 std::unique_ptr<AttentionBackend> make_quest(const QuestConfig& config, int dense_below, const AttentionLimits& limits);
 std::unique_ptr<AttentionBackend> make_twilight(const TwilightConfig& config, int dense_below,
                                                 const AttentionLimits& limits);

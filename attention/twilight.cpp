@@ -96,7 +96,7 @@ std::int64_t token_scoring_bytes(KeySource source, const AttentionLimits& limits
   return tokens * row;
 }
 
-BackendScratch twilight_scratch(const TwilightConfig& config, const AttentionLimits& limits) {
+AttentionScratch twilight_scratch(const TwilightConfig& config, const AttentionLimits& limits) {
   ScratchCarver counter(nullptr);
   const TwilightScratch largest = lay_out(counter, config, limits.shape, limits.max_seqs, limits.max_context);
   const int entries = static_cast<int>(largest.tokens.index.shape(2));

@@ -123,7 +123,7 @@ class VAttention final : public SparseAttention {
 
 }  // namespace
 
-BackendScratch vattention_scratch(const VAttentionConfig& config, const AttentionLimits& limits) {
+AttentionScratch vattention_scratch(const VAttentionConfig& config, const AttentionLimits& limits) {
   ScratchCarver counter(nullptr);
   (void)lay_out(counter, config, limits, limits.max_seqs, limits.max_context);
   return {.partials = list_partial_bytes(limits, limits.max_context, kMinSplitTokens), .selections = counter.used()};

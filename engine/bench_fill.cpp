@@ -118,8 +118,7 @@ ScoreSpread measure_spread(Engine& engine, std::span<CachedSequence* const> sequ
   const AttentionShape& shape = engine.attention_limits().shape;
   ScoreSpread spread;
   const std::int64_t tokens = sequences[0]->length + 1;
-  const Buffer buffer(engine.attention_limits().device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost,
-                      shape.heads * tokens * 4, "the scores of all keys");
+  const Buffer buffer(engine.attention_limits().memory(), shape.heads * tokens * 4, "the scores of all keys");
   const ProbeScope scope(engine, [&](const Exec& exec, const AttendedLayer& layer) {
     const auto scores = buffer.view<float>(1, shape.heads, tokens);
     score_tokens(exec, shape, first_rows(layer.q, 1), layer.kv, first_sequence(layer.batch), {}, KeySource::kExact, {},

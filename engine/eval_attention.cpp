@@ -20,22 +20,17 @@ std::int64_t partial_floats(const AttentionLimits& limits) {
   return std::int64_t{limits.max_seqs} * limits.shape.heads * splits * (limits.shape.head_dim + 1);
 }
 
-Memory device_memory(const AttentionLimits& limits) {
-  return limits.device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost;
-}
-
 }  // namespace
 
 AttentionFidelity::AttentionFidelity(const Engine& engine)
     : limits_(engine.attention_limits()),
       exact_(limits_),
-      partials_(device_memory(limits_), partial_floats(limits_) * 4, "the partial results of a probe"),
-      out_(device_memory(limits_),
+      partials_(limits_.memory(), partial_floats(limits_) * 4, "the partial results of a probe"),
+      out_(limits_.memory(),
            std::int64_t{limits_.max_seqs} * limits_.shape.heads * limits_.shape.head_dim * dtype_bytes(limits_.dtype),
            "the output of a probe"),
-      lse_(device_memory(limits_), std::int64_t{limits_.max_seqs} * limits_.shape.heads * 4,
-           "the log-sum-exp of a probe"),
-      no_weight_(device_memory(limits_), std::int64_t{limits_.max_seqs} * limits_.shape.kv_heads * 4,
+      lse_(limits_.memory(), std::int64_t{limits_.max_seqs} * limits_.shape.heads * 4, "the log-sum-exp of a probe"),
+      no_weight_(limits_.memory(), std::int64_t{limits_.max_seqs} * limits_.shape.kv_heads * 4,
                  "the weights of a probe") {
   for (const BackendConfig& layer : engine.attention_config().layers) {
     LayerFidelity& fidelity = layers_.emplace_back();

@@ -39,7 +39,7 @@ AttentionConfig arm_of(const AttentionConfig& config, OnOutlier on_outlier) {
 AttentionLimits replica_limits(const AttentionLimits& engine, const AttentionConfig& arm, int seeds) {
   AttentionLimits limits = engine;
   for (limits.max_seqs = std::min(seeds, kMaxReplicas); limits.max_seqs > 1; limits.max_seqs /= 2) {
-    const ModelAttention::Scratch scratch = ModelAttention::scratch_bytes(arm, limits);
+    const AttentionScratch scratch = ModelAttention::scratch_bytes(arm, limits);
     if (scratch.partials + scratch.selections <= kMaxArmBytes) break;
   }
   return limits;
@@ -74,10 +74,11 @@ class GuaranteeProbe {
         exact_(engine.attention_limits()),
         inputs_(limits_.max_seqs, limits_.max_seqs, engine.pages_for(limits_.max_context), limits_.max_context,
                 limits_.device),
-        q_(memory(), limits_.max_seqs * columns() * dtype_bytes(limits_.dtype), "the queries of replicas"),
-        out_(memory(), q_.bytes(), "the outputs of replicas"),
-        lse_(memory(), std::int64_t{limits_.max_seqs} * limits_.shape.heads * 4, "the log-sum-exps of replicas"),
-        scores_(memory(), std::int64_t{limits_.shape.heads} * limits_.max_context * 4, "the scores of a step") {
+        q_(limits_.memory(), limits_.max_seqs * columns() * dtype_bytes(limits_.dtype), "the queries of replicas"),
+        out_(limits_.memory(), q_.bytes(), "the outputs of replicas"),
+        lse_(limits_.memory(), std::int64_t{limits_.max_seqs} * limits_.shape.heads * 4,
+             "the log-sum-exps of replicas"),
+        scores_(limits_.memory(), std::int64_t{limits_.shape.heads} * limits_.max_context * 4, "the scores of a step") {
     const AttentionConfig& config = engine.attention_config();
     for (std::size_t l = 0; l < config.layers.size(); ++l) {
       const VAttentionConfig* settings = vattention_of(config.layers[l]);
@@ -108,7 +109,6 @@ class GuaranteeProbe {
   }
 
  private:
-  [[nodiscard]] Memory memory() const { return limits_.device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost; }
   [[nodiscard]] std::int64_t columns() const { return std::int64_t{limits_.shape.heads} * limits_.shape.head_dim; }
 
   void advance(std::int64_t replicas) {

@@ -8,10 +8,6 @@
 namespace vesper {
 namespace {
 
-Memory device_memory(const AttentionLimits& limits) {
-  return limits.device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost;
-}
-
 std::int64_t out_columns(const AttentionShape& shape) {
   return std::int64_t{shape.heads} * shape.head_dim;
 }
@@ -43,9 +39,9 @@ double relative_error(std::span<const float> found, std::span<const float> expec
 ExactStep::ExactStep(const AttentionLimits& limits)
     : limits_(limits),
       dense_(limits),
-      device_out_(device_memory(limits), limits.max_seqs * out_columns(limits.shape) * dtype_bytes(limits.dtype),
+      device_out_(limits.memory(), limits.max_seqs * out_columns(limits.shape) * dtype_bytes(limits.dtype),
                   "the output of exact attention"),
-      device_lse_(device_memory(limits), std::int64_t{limits.max_seqs} * limits.shape.heads * 4,
+      device_lse_(limits.memory(), std::int64_t{limits.max_seqs} * limits.shape.heads * 4,
                   "the log-sum-exp of exact attention") {}
 
 void ExactStep::run(const Exec& exec, const AttendedLayer& layer) {

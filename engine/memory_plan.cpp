@@ -26,9 +26,9 @@ MemoryPlan plan_for_context(const ModelConfig& config, const WeightsPlan& weight
   const AttentionLimits attention_limits{
       .shape = shape, .device = limits.device, .dtype = dtype, .max_seqs = limits.max_seqs, .max_context = max_context};
   const std::vector<SideTables> side_tables = ModelAttention::side_tables(arms);
-  ModelAttention::Scratch scratch;
+  AttentionScratch scratch;
   for (const AttentionConfig& arm : arms) {
-    const ModelAttention::Scratch own = ModelAttention::scratch_bytes(arm, attention_limits);
+    const AttentionScratch own = ModelAttention::scratch_bytes(arm, attention_limits);
     scratch.partials += own.partials;
     scratch.selections += own.selections;
   }
