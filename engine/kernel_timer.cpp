@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kDeviceReplays = 9;
 constexpr int kHostReplays = 3;
+constexpr int kLeastLaunches = 24;  // of a replay: its begin and end are shared out over them
 constexpr std::int64_t kCacheFactor = 4;
 constexpr std::int64_t kMostTurns = 256;
 constexpr std::int64_t kMostHostTurns = 8;  // a CPU's times say little; its turns take long
@@ -38,7 +39,10 @@ std::vector<double> time_turns(const Exec& exec, int turns, const std::function<
     }
     return seconds;
   }
-  const Graph graph = Graph::capture(exec, all);
+  const int rounds = std::max(1, kLeastLaunches / turns);
+  const Graph graph = Graph::capture(exec, [&] {
+    for (int round = 0; round < rounds; ++round) all();
+  });
   graph.launch(exec);
   std::array<Event, kDeviceReplays + 1> events;
   events[0].record(exec);
@@ -48,7 +52,7 @@ std::vector<double> time_turns(const Exec& exec, int turns, const std::function<
   }
   synchronize(exec);
   for (std::size_t i = 0; i < kDeviceReplays; ++i) {
-    seconds.push_back(static_cast<double>(events[i + 1].ms_since(events[i])) * 1e-3 / turns);
+    seconds.push_back(static_cast<double>(events[i + 1].ms_since(events[i])) * 1e-3 / (rounds * turns));
   }
   return seconds;
 }
