@@ -25,6 +25,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   extern __shared__ __align__(256) unsigned char shared[];  // one ring a warp
   const int kv_head = static_cast<int>(blockIdx.x);
   const auto s = blockIdx.z;
+  // At once: what comes next has weights to fetch, and few blocks of attention fill neither the chip nor its memory.
+  let_next_start();
   if (!args.lengths.contains(args.kv_len(s))) return wait_for_previous();
   const int split_tokens = split_length(args.kv_len(s), args.splits, min_tokens, 1 << args.page_shift);
   const int begin = static_cast<int>(blockIdx.y) * split_tokens;
@@ -73,7 +75,6 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     take_piece<T, kHeadDim, kHalves>(running, scores, piece, args.scale_log2);
     slot = slot == kSlots - 1 ? 0 : slot + 1;
   }
-  let_next_start();
   wait_copies<0>();
   __syncwarp();
   merge_warps<T, kHeadDim, kHalves>(args, running, reinterpret_cast<float*>(shared));
