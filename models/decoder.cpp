@@ -1,7 +1,6 @@
 #include "models/decoder.h"
 
 #include <array>
-#include <utility>
 
 #include "engine/core/stream.h"
 #include "kvcache/side_tables.h"
@@ -13,13 +12,12 @@ namespace vesper {
 namespace {
 
 // The activations of a step, each a matrix of one row a token.
-enum Slot { kResidual, kNextResidual, kNormed, kQkv, kQuery, kAttended, kGateUp, kActivated, kPartial, kSlots };
+enum Slot { kResidual, kNormed, kQkv, kQuery, kAttended, kGateUp, kActivated, kPartial, kSlots };
 
 // Columns of each slot.
 std::array<std::int64_t, kSlots> slot_columns(const ModelConfig& config) {
   std::array<std::int64_t, kSlots> columns{};
   columns[kResidual] = config.hidden;
-  columns[kNextResidual] = config.hidden;
   columns[kNormed] = config.hidden;
   columns[kQkv] = config.q_rows() + 2 * config.kv_rows();
   columns[kQuery] = config.q_rows();
@@ -35,17 +33,15 @@ std::int64_t slot_bytes(std::int64_t columns, DType dtype, int max_tokens) {
   return (columns * max_tokens * dtype_bytes(dtype) + 255) / 256 * 256;
 }
 
-// Two buffers by turns: whoever adds to the stream writes where nobody reads.
+// The sum of all that the blocks have put out so far.
 struct ResidualStream {
-  TensorRef now;
-  TensorRef next;
-  TensorRef addend = {};  // none before the first block
+  TensorRef sum;          // [tokens, hidden]
+  TensorRef addend = {};  // what the half before put out, summed over ranks; none before the first block
 
-  // What the next half of a block begins with; from here on its sum is the stream.
-  BlockInput enter(const TensorRef& norm, float eps) {
-    const BlockInput input{.residual = now, .addend = addend, .sum = next, .weight = norm, .eps = eps};
-    if (addend.data != nullptr) std::swap(now, next);
-    return input;
+  // out = the stream with the addend in it, normed: what the next half of a block begins with.
+  void enter(const Exec& exec, const TensorRef& norm, float eps, const TensorRef& out) const {
+    if (addend.data == nullptr) return rms_norm(exec, sum, norm, eps, out);
+    add_rms_norm(exec, sum, addend, norm, eps, sum, out);
   }
 };
 
@@ -84,18 +80,18 @@ void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& 
   const TensorRef attended = activation(kAttended, batch.tokens);
   const TensorRef activated = activation(kActivated, batch.tokens);
   const TensorRef partial = activation(kPartial, batch.tokens);
-  const ProjectionScratch qkv{normed, activation(kQkv, batch.tokens)};
-  const ProjectionScratch gate_up{normed, activation(kGateUp, batch.tokens)};
+  const TensorRef qkv = activation(kQkv, batch.tokens);
+  const TensorRef gate_up = activation(kGateUp, batch.tokens);
   const Rope rope = rope_table_.rope();
-  ResidualStream stream{.now = activation(kResidual, batch.tokens), .next = activation(kNextResidual, batch.tokens)};
+  ResidualStream stream{.sum = activation(kResidual, batch.tokens)};
 
-  gather_rows(exec, weights_.embedding, batch.ids, stream.now);
+  gather_rows(exec, weights_.embedding, batch.ids, stream.sum);
   for (int l = 0; l < config_.layers; ++l) {
     const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(l)];
     const LayerKv kv = cache_.layer(l);
 
-    project_qkv(exec, linear_, stream.enter(layer.attention_norm, config_.rms_eps), layer.qkv, rope, batch,
-                {.k = kv.k, .v = kv.v}, qkv, query);
+    stream.enter(exec, layer.attention_norm, config_.rms_eps, normed);
+    project_qkv(exec, linear_, normed, layer.qkv, rope, batch, {.k = kv.k, .v = kv.v}, qkv, query);
     if (mark_) mark_(exec, l, AttentionEdge::kBegin);
     update_side_tables(exec, batch, attention.written(batch.phase, l, kv));
     attention.run(exec, l, query, kv, batch, attended);
@@ -104,13 +100,13 @@ void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& 
     // `partial` is a rank's share of a sum over ranks; a reduction belongs here, before the residual takes it in.
     stream.addend = partial;
 
-    project_ffn(exec, linear_, stream.enter(layer.ffn_norm, config_.rms_eps), layer.gate_up, gate_up, activated);
+    stream.enter(exec, layer.ffn_norm, config_.rms_eps, normed);
+    project_ffn(exec, linear_, normed, layer.gate_up, gate_up, activated);
     linear(exec, linear_, activated, layer.down, partial);
     // And here.
     stream.addend = partial;
   }
-  const BlockInput last = stream.enter(weights_.final_norm, config_.rms_eps);
-  add_rms_norm(exec, last.residual, last.addend, last.weight, last.eps, last.sum, normed);
+  stream.enter(exec, weights_.final_norm, config_.rms_eps, normed);
 }
 
 void Decoder::append_drawn(const Exec& exec, const Batch& batch, const DrawnKv& drawn) {

@@ -1,6 +1,5 @@
-// out = x W^T for 1 to 8 rows of x; the product itself is models/gemv.cuh. x comes from L2 the first time a
-// multiprocessor meets it and from L1 after that. Any shape is taken; rows that are not 16-byte aligned are loaded by
-// the element, slowly.
+// out = x W^T for 1 to 8 rows of x; the product itself is models/gemv.cuh. Any shape is taken; rows that are not
+// 16-byte aligned are loaded by the element, slowly.
 #include "models/gemv.h"
 
 #include <cassert>
@@ -15,27 +14,17 @@ namespace {
 template <typename T, typename Out>
 struct GemvArgs {
   StreamedWeight<T> weight;
-  const T* x = nullptr;
+  StreamedInput<T> input;
   Out* out = nullptr;
-  int tokens = 0;
-};
-
-template <typename T>
-struct RowsOfX {
-  const T* x;
-  int columns;
-  __device__ const T* row(int token) const {
-    wait_for_previous();
-    return x + static_cast<std::int64_t>(token) * columns;
-  }
+  int depth = 0;
 };
 
 template <typename T, typename Out, bool kAligned>
 __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks)
     multiply_rows(const __grid_constant__ GemvArgs<T, Out> args) {
-  __shared__ GemvShared shared;
+  extern __shared__ __align__(128) unsigned char memory[];
   const int rows = args.weight.rows;
-  stream_products<T, kAligned>(args.weight, args.tokens, shared, RowsOfX<T>{args.x, args.weight.columns},
+  stream_products<T, kAligned>(args.weight, args.input, args.depth, memory,
                                [&](int token, int row, float low, float high) {
                                  Out* out = args.out + static_cast<std::int64_t>(token) * rows;
                                  if (row < rows) out[row] = narrow<Out>(low);
@@ -47,20 +36,18 @@ template <typename T, typename Out>
 void gemv_typed(const Exec& exec, int multiprocessors, const TensorRef& x, const TensorRef& weight,
                 const TensorRef& out) {
   GemvArgs<T, Out> args;
-  args.x = static_cast<const T*>(x.data);
+  args.input = streamed_input<T>(x);
   args.out = static_cast<Out*>(out.data);
-  args.tokens = static_cast<int>(x.shape[0]);
   args.weight.data = static_cast<const T*>(weight.data);
   args.weight.rows = static_cast<int>(weight.shape[0]);
   args.weight.columns = static_cast<int>(weight.shape[1]);
   args.weight.tile_rows.tiles = (args.weight.rows + kTileRows - 1) / kTileRows;
-  const Dims dims{.grid = dim3(gemv_blocks(args.weight.tile_rows.tiles, kGemvBlocks * multiprocessors)),
-                  .block = dim3(kGemvThreads),
-                  .overlap = true};
+  const GemvLayout layout = gemv_layout(args.weight.tile_rows.tiles, multiprocessors);
+  args.depth = layout.depth;
   if (rows_are_vectors(args.weight.columns, {x.data, weight.data})) {
-    return launch("gemv", multiply_rows<T, Out, true>, dims, exec.stream, args);
+    return launch("gemv", multiply_rows<T, Out, true>, layout.dims(), exec.stream, args);
   }
-  launch("gemv", multiply_rows<T, Out, false>, dims, exec.stream, args);
+  launch("gemv", multiply_rows<T, Out, false>, layout.dims(), exec.stream, args);
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 //   block = one row; thread i takes the vectors of kWidth columns i, i + kNormThreads, ..., so that a warp reads 512
 //   consecutive bytes
 // Bytes: x and weight read and out written once (add_rms_norm: addend read and x written as well); the second pass over
-// a row hits L1. One block a row is bound by latency, not by bytes, in decode: its cure is to be done by the product
-// after it: models/projections_cuda.cu.
+// a row hits L1. One block a row is bound by latency, not by bytes, in decode: it is short, the norm's weight is fetched
+// before the kernel in front has ended, and the product behind fetches its weights meanwhile (engine/core/overlap.cuh).
 #include <algorithm>
 #include <cassert>
 #include <cstdint>
@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kNormThreads) norm_row(const __grid_constant__
   const int first = static_cast<int>(threadIdx.x) * kWidth;
   constexpr int kStride = kNormThreads * kWidth;
   let_next_start();
+  for (int d = first; d < args.hidden; d += kStride) fetch_to_l2(args.weight + d);
   wait_for_previous();
   float squares = 0.0F;
   for (int d = first; d < args.hidden; d += kStride) {

@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "models/norm.h"
 #include "models/projections.h"
 #include "models/rows.h"
 #include "tests/device_tensor.h"
@@ -17,48 +16,11 @@
 namespace vesper {
 namespace {
 
-constexpr float kEps = 1e-5F;
-
-// A residual stream on the device, with one buffer for the sums of each of the two ways.
-struct Stream2 {
-  DeviceTensor residual;
-  DeviceTensor addend;
-  DeviceTensor norm;
-  DeviceTensor one_sum;
-  DeviceTensor other_sum;
-
-  Stream2(const Exec& exec, std::mt19937& random, DType dtype, int tokens, int hidden)
-      : residual(exec, 0, dtype, tokens, hidden),
-        addend(exec, 0, dtype, tokens, hidden),
-        norm(exec, 0, dtype, hidden),
-        one_sum(exec, 0, dtype, tokens, hidden),
-        other_sum(exec, 0, dtype, tokens, hidden) {
-    residual.write(random_floats(random, static_cast<std::size_t>(tokens) * hidden, -3.0F, 3.0F));
-    addend.write(random_floats(random, static_cast<std::size_t>(tokens) * hidden, -3.0F, 3.0F));
-    norm.write(random_floats(random, static_cast<std::size_t>(hidden), 0.5F, 1.5F));
-  }
-
-  [[nodiscard]] BlockInput input(bool with_addend, const DeviceTensor& sum) const {
-    BlockInput made{.residual = residual.ref(), .sum = sum.ref(), .weight = norm.ref(), .eps = kEps};
-    if (with_addend) made.addend = addend.ref();
-    return made;
-  }
-  void normed(const Exec& exec, bool with_addend, const TensorRef& out) const {
-    if (!with_addend) return rms_norm(exec, residual.ref(), norm.ref(), kEps, out);
-    add_rms_norm(exec, residual.ref(), addend.ref(), norm.ref(), kEps, other_sum.ref(), out);
-  }
-  void expect_equal_sums(bool with_addend, const std::string& what) {
-    const std::vector<float> one = one_sum.read(what);
-    const std::vector<float> other = other_sum.read(what);
-    for (std::size_t i = 0; i < one.size(); ++i) {
-      if (with_addend) {
-        ASSERT_EQ(one[i], other[i]) << what << ": sum " << i;
-      } else {
-        ASSERT_TRUE(std::isnan(one[i])) << what << ": sum " << i << " was written";
-      }
-    }
-  }
-};
+DeviceTensor random_rows(const Exec& exec, std::mt19937& random, DType dtype, int tokens, int hidden) {
+  DeviceTensor x(exec, 0, dtype, tokens, hidden);
+  x.write(random_floats(random, static_cast<std::size_t>(tokens) * hidden, -3.0F, 3.0F));
+  return x;
+}
 
 void expect_equal(DeviceTensor& one, DeviceTensor& other, const std::string& what) {
   const std::span<const char> found = one.read_bytes(what);
@@ -92,24 +54,19 @@ TEST(ProjectionsCuda, FfnIsItsComposition) {
   for (const Shape& shape : {Shape{64, 8}, Shape{264, 40}, Shape{1000, 344}, Shape{4096, 1024}, Shape{8192, 64}}) {
     for (int tokens = 1; tokens <= 8; ++tokens) {
       for (const DType dtype : {DType::kBf16, DType::kF16}) {
-        const bool with_addend = tokens % 3 != 0;
         const std::string what = std::string(dtype_name(dtype)) + ", " + std::to_string(tokens) + " tokens, hidden " +
                                  std::to_string(shape.hidden) + ", ffn " + std::to_string(shape.ffn);
-        Stream2 residual(exec, random, dtype, tokens, shape.hidden);
+        const DeviceTensor x = random_rows(exec, random, dtype, tokens, shape.hidden);
         const DeviceTensor matrix = random_matrix(exec, random, dtype, 2 * shape.ffn, shape.hidden);
         const LinearWeight weight{.blocks = {matrix.ref()}, .count = 1};
         DeviceTensor out(exec, 0, dtype, tokens, shape.ffn);
-        ASSERT_TRUE(cuda::project_ffn(exec, context, residual.input(with_addend, residual.one_sum), weight, out.ref()))
-            << what;
+        ASSERT_TRUE(cuda::project_ffn(exec, context, x.ref(), weight, out.ref())) << what;
 
-        const DeviceTensor normed(exec, 0, dtype, tokens, shape.hidden);
         const DeviceTensor gate_up(exec, 0, dtype, tokens, 2 * shape.ffn);
         DeviceTensor expected(exec, 0, dtype, tokens, shape.ffn);
-        residual.normed(exec, with_addend, normed.ref());
-        linear(exec, context, normed.ref(), weight, gate_up.ref());
+        linear(exec, context, x.ref(), weight, gate_up.ref());
         silu_mul(exec, gate_up.ref(), expected.ref());
         expect_equal(out, expected, what);
-        residual.expect_equal_sums(with_addend, what);
       }
     }
   }
@@ -128,7 +85,6 @@ TEST(ProjectionsCuda, QkvIsItsComposition) {
                              Shape{128, 2, 1, 16, 64}, Shape{512, 3, 3, 96, 16}}) {
     for (int tokens = 1; tokens <= 8; ++tokens) {
       for (const DType dtype : {DType::kBf16, DType::kF16}) {
-        const bool with_addend = tokens % 3 != 0;
         const int rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
         const std::string what = std::string(dtype_name(dtype)) + ", " + std::to_string(tokens) + " tokens, hidden " +
                                  std::to_string(shape.hidden) + ", heads " + std::to_string(shape.heads) + " and " +
@@ -147,7 +103,7 @@ TEST(ProjectionsCuda, QkvIsItsComposition) {
                         .seq_stride = tokens % 2 == 0 ? shape.head_dim / 2 : 0,
                         .attention_factor = tokens % 4 == 0 ? 1.25F : 1.0F};
 
-        Stream2 residual(exec, random, dtype, tokens, shape.hidden);
+        const DeviceTensor x = random_rows(exec, random, dtype, tokens, shape.hidden);
         const DeviceTensor matrix = random_matrix(exec, random, dtype, rows, shape.hidden);
         const LinearWeight weight{.blocks = {matrix.ref()}, .count = 1};
         const auto cache = [&] {
@@ -156,23 +112,20 @@ TEST(ProjectionsCuda, QkvIsItsComposition) {
         DeviceTensor k = cache();
         DeviceTensor v = cache();
         DeviceTensor query(exec, 0, dtype, tokens, shape.heads * shape.head_dim);
-        ASSERT_TRUE(cuda::project_qkv(exec, context, residual.input(with_addend, residual.one_sum), weight, rope,
-                                      batch.batch, {.k = k.ref(), .v = v.ref()}, query.ref()))
+        ASSERT_TRUE(cuda::project_qkv(exec, context, x.ref(), weight, rope, batch.batch, {.k = k.ref(), .v = v.ref()},
+                                      query.ref()))
             << what;
 
-        const DeviceTensor normed(exec, 0, dtype, tokens, shape.hidden);
         const DeviceTensor qkv(exec, 0, dtype, tokens, rows);
         DeviceTensor expected_k = cache();
         DeviceTensor expected_v = cache();
         DeviceTensor expected_query(exec, 0, dtype, tokens, shape.heads * shape.head_dim);
-        residual.normed(exec, with_addend, normed.ref());
-        linear(exec, context, normed.ref(), weight, qkv.ref());
+        linear(exec, context, x.ref(), weight, qkv.ref());
         append_kv(exec, qkv.ref(), rope, batch.batch, {.k = expected_k.ref(), .v = expected_v.ref()},
                   expected_query.ref());
         expect_equal(query, expected_query, what + ", q");
         expect_equal(k, expected_k, what + ", k");
         expect_equal(v, expected_v, what + ", v");
-        residual.expect_equal_sums(with_addend, what);
       }
     }
   }
@@ -188,12 +141,12 @@ TEST(ProjectionsCuda, LeaveOtherShapesAlone) {
   struct Shape {
     int tokens, hidden, ffn;
   };
-  for (const Shape& shape : {Shape{9, 64, 8}, Shape{1, 63, 8}, Shape{1, 64, 12}, Shape{8, 32768, 8}}) {
-    Stream2 residual(exec, random, DType::kBf16, shape.tokens, shape.hidden);
+  for (const Shape& shape : {Shape{9, 64, 8}, Shape{1, 63, 8}, Shape{1, 64, 12}}) {
+    const DeviceTensor x = random_rows(exec, random, DType::kBf16, shape.tokens, shape.hidden);
     const DeviceTensor matrix = random_matrix(exec, random, DType::kBf16, 2 * shape.ffn, shape.hidden);
     DeviceTensor out(exec, 0, DType::kBf16, shape.tokens, shape.ffn);
-    EXPECT_FALSE(cuda::project_ffn(exec, context, residual.input(true, residual.one_sum),
-                                   LinearWeight{.blocks = {matrix.ref()}, .count = 1}, out.ref()))
+    EXPECT_FALSE(
+        cuda::project_ffn(exec, context, x.ref(), LinearWeight{.blocks = {matrix.ref()}, .count = 1}, out.ref()))
         << shape.tokens << ' ' << shape.hidden << ' ' << shape.ffn;
     for (const float value : out.read("out")) ASSERT_TRUE(std::isnan(value));
   }
