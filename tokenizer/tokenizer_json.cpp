@@ -304,6 +304,11 @@ void read_bos(const Part& document, const Vocabulary& vocabulary, const Tokenize
   if (!folder.adds_bos && document.find("post_processor") != nullptr) {
     const Part part = document.part("post_processor");
     const int before = read_post_processor(part);
+    if (before >= vocabulary.size() &&
+        std::ranges::none_of(parts.added, [&](const AddedToken& token) { return token.id == before; })) {
+      part.wrong("a template that puts the token " + std::to_string(before) + " before the text",
+                 "one of the vocabulary or of added_tokens");
+    }
     if (parts.bos_id < 0) parts.bos_id = before;
     if (before >= 0 && before != parts.bos_id) {
       part.unsupported("a template that puts the token " + std::to_string(before) + " before the text",

@@ -180,6 +180,15 @@ TEST(TokenizerJson, RefusesFeaturesByName) {
       "a template that puts \"</s>\" behind the text");
 }
 
+TEST(TokenizerJson, RefusesATemplateWithAnUnknownId) {
+  expect_refusal(
+      marked_json(),
+      [](json& document) {
+        for (auto& [name, token] : document["post_processor"]["special_tokens"].items()) token["ids"] = {4194303};
+      },
+      "a template that puts the token 4194303 before the text");
+}
+
 TEST(TokenizerJson, RefusesWhatIsBroken) {
   const auto vocab = [](const char* piece, const json& id) {
     return [=](json& document) { document["model"]["vocab"][piece] = id; };
