@@ -24,6 +24,81 @@ float rounding(DType dtype) {
   return dtype == DType::kBf16 ? 0x1p-8F : dtype == DType::kF16 ? 0x1p-11F : 0x1p-24F;
 }
 
+// `count` distinct matrices [rows, columns], stored as they are or in 4 bits.
+class DrawnMatrices {
+ public:
+  enum class Format { kStored, kInt4 };
+
+  static std::int64_t bytes(Format format, DType dtype, std::int64_t rows, std::int64_t columns) {
+    if (format == Format::kStored) return rows * columns * dtype_bytes(dtype);
+    return Int4Matrix{nullptr, rows, columns}.bytes();
+  }
+
+  DrawnMatrices(const Exec& exec, Format format, DType dtype, std::int64_t rows, std::int64_t columns, int count,
+                std::uint64_t seed)
+      : exec_(exec),
+        format_(format),
+        dtype_(dtype),
+        rows_(rows),
+        columns_(columns),
+        one_(bytes(format, dtype, rows, columns)),
+        data_(exec.on_cuda() ? Memory::kDevice : Memory::kHost, count * one_, "the weights of a kernel") {
+    const float range = std::sqrt(3.0F / static_cast<float>(columns));
+    if (format == Format::kStored) {
+      fill_uniform(exec, data_.ref(dtype, count * rows * columns), seed, kTensor, range);
+      return;
+    }
+    const Buffer drawn(exec.on_cuda() ? Memory::kDevice : Memory::kHost, rows * columns * dtype_bytes(dtype),
+                       "weights to quantise");
+    for (int turn = 0; turn < count; ++turn) {
+      fill_uniform(exec, drawn.ref(dtype, rows * columns), seed + static_cast<std::uint64_t>(turn), kTensor, range);
+      clear_int4_padding(exec, int4(turn));
+      quantise_int4(exec, drawn.ref(dtype, rows, columns), 0, int4(turn));
+    }
+    synchronize(exec);
+  }
+
+  [[nodiscard]] LinearWeight weight(int turn) const {
+    LinearWeight made;
+    if (format_ == Format::kInt4) {
+      made.int4 = int4(turn);
+    } else {
+      made.blocks[0] = tensor_ref(at(turn), dtype_, rows_, columns_);
+      made.count = 1;
+    }
+    return made;
+  }
+
+  // Row r of the first one.
+  [[nodiscard]] std::vector<float> row(std::int64_t r) const {
+    if (format_ == Format::kStored) {
+      return read_floats(exec_, tensor_ref(at(0) + r * columns_ * dtype_bytes(dtype_), dtype_, columns_));
+    }
+    const std::int64_t first = r / kInt4CellRows * kInt4CellRows;
+    const std::int64_t count = std::min<std::int64_t>(kInt4CellRows, rows_ - first);
+    const Buffer wide(exec_.on_cuda() ? Memory::kDevice : Memory::kHost, count * columns_ * 4, "dequantised rows");
+    dequantise_int4(exec_, int4(0), first, wide.ref(DType::kF32, count, columns_));
+    const std::vector<float> rows = read_floats(exec_, wide.ref(DType::kF32, count * columns_));
+    const auto begin = rows.begin() + (r - first) * columns_;
+    return {begin, begin + columns_};
+  }
+
+ private:
+  static constexpr std::uint32_t kTensor = 1;
+
+  [[nodiscard]] std::byte* at(int turn) const { return static_cast<std::byte*>(data_.data()) + turn * one_; }
+  [[nodiscard]] Int4Matrix int4(int turn) const { return {at(turn), rows_, columns_}; }
+
+  Exec exec_;
+  Format format_;
+  DType dtype_;
+  std::int64_t rows_;
+  std::int64_t columns_;
+  std::int64_t one_;
+  Buffer data_;
+};
+using Format = DrawnMatrices::Format;
+
 class DenseKernels {
  public:
   DenseKernels(const Exec& exec, const ModelConfig& config, DType dtype, int batch, std::int64_t room,
@@ -39,12 +114,14 @@ class DenseKernels {
 
   std::vector<KernelRow> run() {
     const std::int64_t qkv_rows = config_.q_rows() + 2 * config_.kv_rows();
-    product("qkv", qkv_rows, config_.hidden, dtype_);
-    product("o", config_.hidden, config_.q_rows(), dtype_);
-    product("gate_up", std::int64_t{2} * config_.ffn, config_.hidden, dtype_);
-    product("down", config_.hidden, config_.ffn, dtype_);
-    product("head", config_.vocab, config_.hidden, DType::kF32);
-    fused_ffn();
+    for (const Format format : {Format::kStored, Format::kInt4}) {
+      product("qkv", format, qkv_rows, config_.hidden, dtype_);
+      product("o", format, config_.hidden, config_.q_rows(), dtype_);
+      product("gate_up", format, std::int64_t{2} * config_.ffn, config_.hidden, dtype_);
+      product("down", format, config_.hidden, config_.ffn, dtype_);
+      product("head", format, config_.vocab, config_.hidden, DType::kF32);
+      fused_ffn(format);
+    }
     norm();
     activation();
     draw();
@@ -72,42 +149,39 @@ class DenseKernels {
     return rows_.back();
   }
 
-  void product(const char* name, std::int64_t rows, std::int64_t columns, DType out_dtype) {
-    const std::int64_t bytes = rows * columns * dtype_bytes(dtype_);
+  static const char* suffix(Format format) { return format == Format::kInt4 ? ", int4" : ""; }
+
+  void product(const char* name, Format format, std::int64_t rows, std::int64_t columns, DType out_dtype) {
+    const std::int64_t bytes = DrawnMatrices::bytes(format, dtype_, rows, columns);
     const int turns = turns_over(exec_.device, bytes, bytes, room_);
     if (turns == 0) return;
-    const Buffer weights = drawn(turns * rows * columns, dtype_, 1, std::sqrt(3.0F / static_cast<float>(columns)));
+    const DrawnMatrices matrices(exec_, format, dtype_, rows, columns, turns, seed_);
     const Buffer inputs = drawn(batch_ * columns, dtype_, 2, 1.7F);
     const Buffer outputs(memory_, std::int64_t{batch_} * rows * dtype_bytes(out_dtype), "a product");
     const TensorRef x = inputs.ref(dtype_, batch_, columns);
     const TensorRef out = outputs.ref(out_dtype, batch_, rows);
-    const auto matrix = [&](int turn) {
-      return tensor_ref(static_cast<std::byte*>(weights.data()) + turn * bytes, dtype_, rows, columns);
-    };
-    const auto multiply = [&](int turn) {
-      LinearWeight weight;
-      weight.blocks[0] = matrix(turn);
-      weight.count = 1;
-      linear(exec_, context_, x, weight, out);
-    };
-    KernelRow& row = add("linear", fmt::format("{} {} x {}", name, rows, columns), turns,
-                         time_turns(exec_, turns, multiply), linear_cost(dtype_, out_dtype, batch_, rows, columns));
+    const LinearContext context(exec_.device, format == Format::kInt4 ? LinearContext::panel_bytes(rows, columns) : 0);
+    const auto multiply = [&](int turn) { linear(exec_, context, x, matrices.weight(turn), out); };
+    KernelRow& row = add("linear", fmt::format("{} {} x {}{}", name, rows, columns, suffix(format)), turns,
+                         time_turns(exec_, turns, multiply),
+                         format == Format::kInt4 ? linear_int4_cost(dtype_, out_dtype, batch_, rows, columns)
+                                                 : linear_cost(dtype_, out_dtype, batch_, rows, columns));
     multiply(0);
-    row.check = check_product(row.kernel, x, matrix(0), out);
+    row.check = check_product(row.kernel, x, matrices, rows, out);
     if constexpr (kHaveCuda) {
-      if (!exec_.on_cuda() || batch_ > kMaxGemvRows) return;
+      if (!exec_.on_cuda() || batch_ > kMaxGemvRows || format == Format::kInt4) return;
       row.rival_s = quantile(
-          time_turns(exec_, turns, [&](int turn) { cuda::linear_cublaslt(exec_, context_, x, matrix(turn), out); }),
+          time_turns(exec_, turns,
+                     [&](int turn) { cuda::linear_cublaslt(exec_, context, x, matrices.weight(turn).blocks[0], out); }),
           0.5);
     }
   }
 
   // Some rows of the matrix, evenly over it, in fp64. Two roundings of sums: columns * 2^-24 of the terms' sum each
   // way.
-  std::string check_product(const std::string& what, const TensorRef& x, const TensorRef& matrix,
-                            const TensorRef& out) {
-    const std::int64_t rows = matrix.shape[0];
-    const std::int64_t columns = matrix.shape[1];
+  std::string check_product(const std::string& what, const TensorRef& x, const DrawnMatrices& matrices,
+                            std::int64_t rows, const TensorRef& out) {
+    const std::int64_t columns = x.shape[1];
     const std::vector<float> inputs = read_floats(exec_, x);
     const std::vector<float> outputs = read_floats(exec_, out);
     std::vector<float> found;
@@ -115,8 +189,7 @@ class DenseKernels {
     std::vector<float> bound;
     for (std::int64_t i = 0; i < std::min(kCheckedRows, rows); ++i) {
       const std::int64_t r = i * (rows - 1) / std::max<std::int64_t>(1, std::min(kCheckedRows, rows) - 1);
-      const std::vector<float> weight = read_floats(
-          exec_, tensor_ref(static_cast<std::byte*>(matrix.data) + r * columns * dtype_bytes(dtype_), dtype_, columns));
+      const std::vector<float> weight = matrices.row(r);
       for (std::int64_t t = 0; t < batch_; ++t) {
         double sum = 0.0;
         double terms = 0.0;
@@ -136,15 +209,14 @@ class DenseKernels {
   }
 
   // What a decode step on CUDA does in one kernel, against its composition of the fronts.
-  void fused_ffn() {
+  void fused_ffn(Format format) {
     if (!exec_.on_cuda() || batch_ > kMaxGemvRows) return;
     const std::int64_t hidden = config_.hidden;
     const std::int64_t ffn = config_.ffn;
-    const std::int64_t elements = 2 * ffn * hidden;
-    const std::int64_t bytes = elements * dtype_bytes(dtype_);
+    const std::int64_t bytes = DrawnMatrices::bytes(format, dtype_, 2 * ffn, hidden);
     const int turns = turns_over(exec_.device, bytes, bytes, room_);
     if (turns == 0) return;
-    const Buffer weights = drawn(turns * elements, dtype_, 8, std::sqrt(3.0F / static_cast<float>(hidden)));
+    const DrawnMatrices matrices(exec_, format, dtype_, 2 * ffn, hidden, turns, seed_);
     const Buffer x = drawn(batch_ * hidden, dtype_, 9, 1.7F);
     const Buffer gate_up(memory_, batch_ * 2 * ffn * dtype_bytes(dtype_), "gates and ups");
     const Buffer out(memory_, std::int64_t{2} * batch_ * ffn * dtype_bytes(dtype_), "two activations");
@@ -152,17 +224,13 @@ class DenseKernels {
     const TensorRef wide = gate_up.ref(dtype_, batch_, 2 * ffn);
     const TensorRef to = out.ref(dtype_, batch_, ffn);
     const TensorRef composed = tensor_ref(static_cast<std::byte*>(out.data()) + to.bytes(), dtype_, batch_, ffn);
-    const auto weight_of = [&](int turn) {
-      LinearWeight weight;
-      weight.blocks[0] = tensor_ref(static_cast<std::byte*>(weights.data()) + turn * bytes, dtype_, 2 * ffn, hidden);
-      weight.count = 1;
-      return weight;
-    };
-    const auto run_turn = [&](int turn) { project_ffn(exec_, context_, input, weight_of(turn), wide, to); };
-    KernelRow& row = add("linear", fmt::format("gate and up, silu_mul {} x {}", 2 * ffn, hidden), turns,
-                         time_turns(exec_, turns, run_turn), project_ffn_cost(dtype_, batch_, hidden, ffn));
+    const auto run_turn = [&](int turn) { project_ffn(exec_, context_, input, matrices.weight(turn), wide, to); };
+    Cost cost = project_ffn_cost(dtype_, batch_, hidden, ffn);
+    cost.bytes += bytes - DrawnMatrices::bytes(Format::kStored, dtype_, 2 * ffn, hidden);
+    KernelRow& row = add("linear", fmt::format("gate and up, silu_mul {} x {}{}", 2 * ffn, hidden, suffix(format)),
+                         turns, time_turns(exec_, turns, run_turn), cost);
     run_turn(0);
-    linear(exec_, context_, input, weight_of(0), wide);
+    linear(exec_, context_, input, matrices.weight(0), wide);
     silu_mul(exec_, wide, composed);
     const std::vector<float> expected = read_floats(exec_, composed);
     (void)check_near(row.kernel, read_floats(exec_, to), expected, std::vector<float>(expected.size(), 0.0F));

@@ -11,7 +11,8 @@ namespace vesper::cuda {
 //   x [tokens, columns], 1 <= tokens <= kMaxGemvRows;  weight [rows, columns], x's 16-bit type;
 //   out [tokens, rows], that type or f32
 //   multiprocessors: of the device
-void gemv(const Exec& exec, int multiprocessors, const TensorRef& x, const TensorRef& weight, const TensorRef& out);
+// False, and nothing done, where rows are not on 16 bytes.
+bool gemv(const Exec& exec, int multiprocessors, const TensorRef& x, const TensorRef& weight, const TensorRef& out);
 
 // The same with a weight in 4 bits: sum over the spans of scale * sum_c x[t, c] * (code[r, c] - 8).
 //   x of a 16-bit type, out that type or f32

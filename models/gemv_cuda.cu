@@ -1,5 +1,4 @@
-// out = x W^T for 1 to 8 rows of x; the product itself is models/gemv.cuh. Any shape is taken; rows that are not
-// 16-byte aligned are loaded by the element, slowly.
+// out = x W^T for 1 to 8 rows of x, W of 16 or of 4 bits; the product itself is models/gemv.cuh.
 #include "models/gemv.h"
 
 #include <cassert>
@@ -7,59 +6,79 @@
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
 #include "models/gemv.cuh"
+#include "models/gemv_int4.cuh"
 
 namespace vesper::cuda {
 namespace {
 
-template <typename T, typename Out>
+template <typename Weight, typename Out>
 struct GemvArgs {
-  StreamedWeight<T> weight;
-  StreamedInput<T> input;
+  Weight weight;
+  StreamedInput<typename Weight::T> input;
   Out* out = nullptr;
   int depth = 0;
 };
 
-template <typename T, typename Out, bool kAligned>
+template <bool kAligned, typename Weight, typename Out>
 __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks)
-    multiply_rows(const __grid_constant__ GemvArgs<T, Out> args) {
+    multiply_rows(const __grid_constant__ GemvArgs<Weight, Out> args) {
   extern __shared__ __align__(128) unsigned char memory[];
   const int rows = args.weight.rows;
-  stream_products<T, kAligned>(args.weight, args.input, args.depth, memory,
-                               [&](int token, int row, float low, float high) {
-                                 Out* out = args.out + static_cast<std::int64_t>(token) * rows;
-                                 if (row < rows) out[row] = narrow<Out>(low);
-                                 if (row + 8 < rows) out[row + 8] = narrow<Out>(high);
-                               });
+  stream_products<kAligned>(args.weight, args.input, args.depth, memory,
+                            [&](int token, int row, float low, float high) {
+                              Out* out = args.out + static_cast<std::int64_t>(token) * rows;
+                              if (row < rows) out[row] = narrow<Out>(low);
+                              if (row + Weight::kBand < rows) out[row + Weight::kBand] = narrow<Out>(high);
+                            });
 }
 
-template <typename T, typename Out>
-void gemv_typed(const Exec& exec, int multiprocessors, const TensorRef& x, const TensorRef& weight,
-                const TensorRef& out) {
-  GemvArgs<T, Out> args;
-  args.input = streamed_input<T>(x);
-  args.out = static_cast<Out*>(out.data);
-  args.weight.data = static_cast<const T*>(weight.data);
-  args.weight.rows = static_cast<int>(weight.shape[0]);
-  args.weight.columns = static_cast<int>(weight.shape[1]);
-  args.weight.tile_rows.tiles = (args.weight.rows + kTileRows - 1) / kTileRows;
-  const GemvLayout layout = gemv_layout(args.weight.tile_rows.tiles, multiprocessors);
-  args.depth = layout.depth;
-  if (rows_are_vectors(args.weight.columns, {x.data, weight.data})) {
-    return launch("gemv", multiply_rows<T, Out, true>, layout.dims(), exec.stream, args);
-  }
-  launch("gemv", multiply_rows<T, Out, false>, layout.dims(), exec.stream, args);
+template <typename Weight, typename Out>
+void launch_gemv(const char* name, const Exec& exec, int multiprocessors, bool aligned, const TensorRef& x,
+                 const Weight& weight, const TensorRef& out) {
+  const GemvLayout layout = gemv_layout(weight, multiprocessors);
+  const GemvArgs<Weight, Out> args{weight, streamed_input<typename Weight::T>(x), static_cast<Out*>(out.data),
+                                   layout.depth};
+  launch(name, aligned ? multiply_rows<true, Weight, Out> : multiply_rows<false, Weight, Out>, layout.dims, exec.stream,
+         args);
+}
+
+// To out's type: x's or f32.
+template <typename Weight>
+void gemv_to(const char* name, const Exec& exec, int multiprocessors, bool aligned, const TensorRef& x,
+             const Weight& weight, const TensorRef& out) {
+  if (out.dtype == DType::kF32) return launch_gemv<Weight, float>(name, exec, multiprocessors, aligned, x, weight, out);
+  assert(out.dtype == x.dtype);
+  launch_gemv<Weight, typename Weight::T>(name, exec, multiprocessors, aligned, x, weight, out);
 }
 
 }  // namespace
 
-void gemv(const Exec& exec, int multiprocessors, const TensorRef& x, const TensorRef& weight, const TensorRef& out) {
+bool gemv(const Exec& exec, int multiprocessors, const TensorRef& x, const TensorRef& weight, const TensorRef& out) {
   assert(x.dtype == weight.dtype && x.shape[0] >= 1 && x.shape[0] <= kMaxGemvRows);
   assert(x.shape[1] == weight.shape[1] && out.shape[0] == x.shape[0] && out.shape[1] == weight.shape[0]);
+  if (!rows_are_vectors(x.shape[1], {x.data, weight.data})) return false;
   dispatch_16bit(x.dtype, "gemv", [&](auto element) {
-    using T = decltype(element);
-    if (out.dtype == DType::kF32) return gemv_typed<T, float>(exec, multiprocessors, x, weight, out);
-    assert(out.dtype == x.dtype);
-    gemv_typed<T, T>(exec, multiprocessors, x, weight, out);
+    using Weight = StreamedWeight<decltype(element)>;
+    const Weight streamed{.data = static_cast<const decltype(element)*>(weight.data),
+                          .rows = static_cast<int>(weight.shape[0]),
+                          .columns = static_cast<int>(weight.shape[1]),
+                          .tile_rows = rows_in_order<Weight::kBand>(weight.shape[0])};
+    gemv_to("gemv", exec, multiprocessors, true, x, streamed, out);
+  });
+  return true;
+}
+
+void gemv_int4(const Exec& exec, int multiprocessors, const TensorRef& x, const Int4Matrix& weight,
+               const TensorRef& out) {
+  assert(x.shape[0] >= 1 && x.shape[0] <= kMaxGemvRows && x.shape[1] == weight.columns);
+  assert(out.shape[0] == x.shape[0] && out.shape[1] == weight.rows);
+  dispatch_16bit(x.dtype, "gemv_int4", [&](auto element) {
+    using Weight = StreamedInt4<decltype(element), 1>;
+    const Weight streamed{.data = weight.data,
+                          .rows = static_cast<int>(weight.rows),
+                          .columns = static_cast<int>(weight.columns),
+                          .tile_rows = rows_in_order<Weight::kBand>(weight.rows)};
+    gemv_to("gemv_int4", exec, multiprocessors, rows_are_vectors(weight.columns, {x.data}), x, streamed, out);
   });
 }
 

@@ -13,7 +13,7 @@
 //   codes   [16 rows, 16 words]: word 4 (o mod 4) + o / 4 of a row holds its columns 8 o ... 8 o + 7; column 2 p lies
 //           in bits 4 p ... 4 p + 3, column 2 p + 1 sixteen bits above
 //   scales  [8, 2] fp16: of rows g and g + 8
-// Made for models/gemv_int4_cuda.cu: 16 bytes of a row are what one lane of a warp needs of a span, a warp's loads are
+// Made for models/gemv_int4.cuh: 16 bytes of a row are what one lane of a warp needs of a span, a warp's loads are
 // contiguous, and one mask makes two neighbouring columns of a 16-bit pair. Columns and rows beyond the matrix, up to
 // the end of a cell, are weights of zero: code 8; scales of absent rows are 0.
 #pragma once

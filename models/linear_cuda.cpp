@@ -212,7 +212,7 @@ void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, 
   if (out.size() == 0) return;
   if (weight.is_int4()) return linear_int4(exec, impl, x, weight.int4, out);
   assert(weight.count == 1 && x.dtype == weight.blocks[0].dtype);
-  if (x.shape[0] <= kMaxGemvRows) return gemv(exec, impl.multiprocessors, x, weight.blocks[0], out);
+  if (x.shape[0] <= kMaxGemvRows && gemv(exec, impl.multiprocessors, x, weight.blocks[0], out)) return;
   multiply_many(exec, impl, x, weight.blocks[0], out, 0);
 }
 

@@ -6,8 +6,8 @@
 //
 // Shapes: x [tokens, hidden], W [rows, hidden], query [tokens, heads * head_dim], out [tokens, ffn], all of one 16-bit
 //   type; K and V in the tile order of kvcache/layout.h. Tokens: 1 to kMaxGemvRows.
-// Mapping: the product is models/gemv.cuh. A tile's upper eight rows and its lower eight are partners, so that a thread
-//   holds both of a pair: channels d and d + head_dim / 2 of a head, or a gate and its up.
+// Mapping: the product is models/gemv.cuh. A tile's low rows and its high ones are partners, so that a thread has both
+//   of a pair: channels d and d + head_dim / 2 of a head, or a gate and its up.
 // Rounding: every value that the composition would have stored is rounded where it would have been.
 // Bytes: W once, see project_qkv_cost() and project_ffn_cost().
 // The norm before is a kernel of its own (models/norm_cuda.cu): done here by every block for itself, the rows that it
@@ -19,6 +19,7 @@
 #include "engine/core/launch.cuh"
 #include "kvcache/rotate.cuh"
 #include "models/gemv.cuh"
+#include "models/gemv_int4.cuh"
 #include "models/projections.h"
 
 namespace vesper::cuda {
@@ -79,43 +80,54 @@ struct FfnOutput {
   }
 };
 
-template <typename T, typename Output>
+template <typename Weight, typename Output>
 struct ProjectionArgs {
-  StreamedWeight<T> weight;
-  StreamedInput<T> input;
+  Weight weight;
+  StreamedInput<typename Weight::T> input;
   Output output;
   int depth = 0;
 };
 
-template <typename T, typename Output>
+template <typename Weight, typename Output>
 __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks)
-    project(const __grid_constant__ ProjectionArgs<T, Output> args) {
+    project(const __grid_constant__ ProjectionArgs<Weight, Output> args) {
   extern __shared__ __align__(128) unsigned char memory[];
-  stream_products<T, true>(args.weight, args.input, args.depth, memory, args.output);
+  stream_products<true>(args.weight, args.input, args.depth, memory, args.output);
 }
 
 // Whether every row may be read 16 bytes at a time and all of it is of one 16-bit type.
 bool takes(const TensorRef& x, const LinearWeight& weight, const TensorRef& out) {
+  if (out.dtype != x.dtype || x.shape[0] < 1 || x.shape[0] > kMaxGemvRows) return false;
+  if (weight.is_int4()) return rows_are_vectors(x.shape[1], {x.data});
   const TensorRef& matrix = weight.blocks[0];
-  return weight.count == 1 && matrix.dtype == x.dtype && out.dtype == x.dtype && x.shape[0] >= 1 &&
-         x.shape[0] <= kMaxGemvRows && rows_are_vectors(x.shape[1], {x.data, matrix.data});
+  return weight.count == 1 && matrix.dtype == x.dtype && rows_are_vectors(x.shape[1], {x.data, matrix.data});
 }
 
-template <typename T>
-StreamedWeight<T> streamed(const LinearWeight& weight, const TileRows& tile_rows) {
-  const TensorRef& matrix = weight.blocks[0];
-  return {.data = static_cast<const T*>(matrix.data),
-          .rows = static_cast<int>(matrix.shape[0]),
-          .columns = static_cast<int>(matrix.shape[1]),
-          .tile_rows = tile_rows};
-}
-
-template <typename T, typename Output>
+template <typename Weight, typename Output>
 void launch_projection(const char* name, const Exec& exec, const LinearContext& context, const TensorRef& x,
-                       const StreamedWeight<T>& weight, const Output& output) {
-  const GemvLayout layout = gemv_layout(weight.tile_rows.tiles, linear_multiprocessors(context));
-  const ProjectionArgs<T, Output> args{weight, streamed_input<T>(x), output, layout.depth};
-  launch(name, project<T, Output>, layout.dims(), exec.stream, args);
+                       const Weight& weight, const Output& output) {
+  const GemvLayout layout = gemv_layout(weight, linear_multiprocessors(context));
+  const ProjectionArgs<Weight, Output> args{weight, streamed_input<typename Weight::T>(x), output, layout.depth};
+  launch(name, project<Weight, Output>, layout.dims, exec.stream, args);
+}
+
+// Calls `with(weight)` with the tiles' partners `partner_rows` apart, in runs that begin every `run_stride` rows
+// (0: there is one run). False where a run is no whole number of tiles.
+template <typename T, typename With>
+bool with_partners(const LinearWeight& weight, std::int64_t partner_rows, std::int64_t run_stride, const With& with) {
+  const auto stream = [&]<typename Weight>(Weight streamed) {
+    if (partner_rows % Weight::kBand != 0) return false;
+    streamed.rows = static_cast<int>(weight.rows());
+    streamed.columns = static_cast<int>(weight.columns());
+    streamed.tile_rows = {.tiles = streamed.rows / (2 * Weight::kBand),
+                          .run_tiles = static_cast<int>(partner_rows) / Weight::kBand,
+                          .run_stride = static_cast<int>(run_stride),
+                          .high_offset = static_cast<int>(partner_rows)};
+    with(streamed);
+    return true;
+  };
+  if (weight.is_int4()) return stream(StreamedInt4<T, 2>{.data = weight.int4.data});
+  return stream(StreamedWeight<T>{.data = static_cast<const T*>(weight.blocks[0].data)});
 }
 
 }  // namespace
@@ -123,13 +135,10 @@ void launch_projection(const char* name, const Exec& exec, const LinearContext& 
 bool project_qkv(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
                  const Rope& rope, const Batch& batch, const LayerKv& kv, const TensorRef& query) {
   const auto head_dim = static_cast<int>(kv.k.shape[3]);
-  if (!takes(x, weight, query) || head_dim % kTileRows != 0 || kv.k.dtype != query.dtype) return false;
+  if (!takes(x, weight, query) || kv.k.dtype != query.dtype) return false;
+  bool done = false;
   dispatch_16bit(query.dtype, "projecting q, k and v", [&](auto element) {
     using T = decltype(element);
-    const TileRows tile_rows{.tiles = static_cast<int>(weight.rows()) / kTileRows,
-                             .run_tiles = head_dim / kTileRows,
-                             .run_stride = head_dim,
-                             .high_offset = head_dim / 2};
     const QkvOutput<T> output{
         .query = TensorView<T, 3>(static_cast<T*>(query.data), query.shape[0], query.shape[1] / head_dim, head_dim),
         .k = kv.k.as<T, 4>(),
@@ -138,25 +147,26 @@ bool project_qkv(const Exec& exec, const LinearContext& context, const TensorRef
         .positions = batch.positions,
         .seq_of_token = batch.seq_of_token,
         .page_table = batch.page_table};
-    launch_projection("project_qkv", exec, context, x, streamed<T>(weight, tile_rows), output);
+    done = with_partners<T>(weight, head_dim / 2, head_dim, [&](const auto& streamed) {
+      launch_projection("project_qkv", exec, context, x, streamed, output);
+    });
   });
-  return true;
+  return done;
 }
 
 bool project_ffn(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
                  const TensorRef& out) {
-  const std::int64_t ffn = out.shape[1];
-  assert(weight.rows() == 2 * ffn);
-  if (!takes(x, weight, out) || ffn % 8 != 0) return false;
+  assert(weight.rows() == 2 * out.shape[1]);
+  if (!takes(x, weight, out)) return false;
+  bool done = false;
   dispatch_16bit(out.dtype, "projecting gate and up", [&](auto element) {
     using T = decltype(element);
-    const TileRows tile_rows{.tiles = static_cast<int>(ffn) / 8,
-                             .run_tiles = static_cast<int>(ffn) / 8,
-                             .run_stride = 0,
-                             .high_offset = static_cast<int>(ffn)};
-    launch_projection("project_ffn", exec, context, x, streamed<T>(weight, tile_rows), FfnOutput<T>{out.as<T, 2>()});
+    const FfnOutput<T> output{out.as<T, 2>()};
+    done = with_partners<T>(weight, out.shape[1], 0, [&](const auto& streamed) {
+      launch_projection("project_ffn", exec, context, x, streamed, output);
+    });
   });
-  return true;
+  return done;
 }
 
 }  // namespace vesper::cuda

@@ -2,6 +2,7 @@
 // values, and their sums run in one order.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <random>
 #include <string>
@@ -15,6 +16,13 @@
 
 namespace vesper {
 namespace {
+
+struct Kind {
+  DType dtype;
+  bool int4;
+};
+constexpr std::array kKinds = {Kind{DType::kBf16, false}, Kind{DType::kF16, false}, Kind{DType::kBf16, true},
+                               Kind{DType::kF16, true}};
 
 DeviceTensor random_rows(const Exec& exec, std::mt19937& random, DType dtype, int tokens, int hidden) {
   DeviceTensor x(exec, 0, dtype, tokens, hidden);
@@ -42,6 +50,27 @@ DeviceTensor random_matrix(const Exec& exec, std::mt19937& random, DType dtype, 
   return matrix;
 }
 
+// A weight as it is stored or in 4 bits, and what it lies in.
+struct AnyWeight {
+  DeviceTensor stored;
+  Buffer packed;
+  LinearWeight weight;
+
+  AnyWeight(const Exec& exec, std::mt19937& random, DType dtype, int rows, int columns, bool int4)
+      : stored(random_matrix(exec, random, dtype, rows, columns)) {
+    if (!int4) {
+      weight.blocks[0] = stored.ref();
+      weight.count = 1;
+      return;
+    }
+    weight.int4 = {nullptr, rows, columns};
+    packed = Buffer(Memory::kDevice, weight.int4.bytes(), "a weight in 4 bits");
+    weight.int4.data = static_cast<std::byte*>(packed.data());
+    clear_int4_padding(exec, weight.int4);
+    quantise_int4(exec, stored.ref(), 0, weight.int4);
+  }
+};
+
 TEST(ProjectionsCuda, FfnIsItsComposition) {
   VESPER_NEEDS_GPU();
   const Stream stream(DeviceKind::kCuda);
@@ -53,14 +82,17 @@ TEST(ProjectionsCuda, FfnIsItsComposition) {
   };
   for (const Shape& shape : {Shape{64, 8}, Shape{264, 40}, Shape{1000, 344}, Shape{4096, 1024}, Shape{8192, 64}}) {
     for (int tokens = 1; tokens <= 8; ++tokens) {
-      for (const DType dtype : {DType::kBf16, DType::kF16}) {
-        const std::string what = std::string(dtype_name(dtype)) + ", " + std::to_string(tokens) + " tokens, hidden " +
-                                 std::to_string(shape.hidden) + ", ffn " + std::to_string(shape.ffn);
+      for (const auto& [dtype, int4] : kKinds) {
+        const std::string what = std::string(dtype_name(dtype)) + (int4 ? " and int4, " : ", ") +
+                                 std::to_string(tokens) + " tokens, hidden " + std::to_string(shape.hidden) + ", ffn " +
+                                 std::to_string(shape.ffn);
         const DeviceTensor x = random_rows(exec, random, dtype, tokens, shape.hidden);
-        const DeviceTensor matrix = random_matrix(exec, random, dtype, 2 * shape.ffn, shape.hidden);
-        const LinearWeight weight{.blocks = {matrix.ref()}, .count = 1};
+        const AnyWeight any(exec, random, dtype, 2 * shape.ffn, shape.hidden, int4);
+        const LinearWeight& weight = any.weight;
         DeviceTensor out(exec, 0, dtype, tokens, shape.ffn);
-        ASSERT_TRUE(cuda::project_ffn(exec, context, x.ref(), weight, out.ref())) << what;
+        const bool done = cuda::project_ffn(exec, context, x.ref(), weight, out.ref());
+        ASSERT_EQ(done, !int4 || shape.ffn % kInt4CellRows == 0) << what;
+        if (!done) continue;
 
         const DeviceTensor gate_up(exec, 0, dtype, tokens, 2 * shape.ffn);
         DeviceTensor expected(exec, 0, dtype, tokens, shape.ffn);
@@ -84,11 +116,12 @@ TEST(ProjectionsCuda, QkvIsItsComposition) {
   for (const Shape& shape : {Shape{64, 4, 4, 64, 16}, Shape{264, 6, 2, 128, 32}, Shape{4096, 8, 1, 128, 16},
                              Shape{128, 2, 1, 16, 64}, Shape{512, 3, 3, 96, 16}}) {
     for (int tokens = 1; tokens <= 8; ++tokens) {
-      for (const DType dtype : {DType::kBf16, DType::kF16}) {
+      for (const auto& [dtype, int4] : kKinds) {
         const int rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
-        const std::string what = std::string(dtype_name(dtype)) + ", " + std::to_string(tokens) + " tokens, hidden " +
-                                 std::to_string(shape.hidden) + ", heads " + std::to_string(shape.heads) + " and " +
-                                 std::to_string(shape.kv_heads) + " of " + std::to_string(shape.head_dim);
+        const std::string what = std::string(dtype_name(dtype)) + (int4 ? " and int4, " : ", ") +
+                                 std::to_string(tokens) + " tokens, hidden " + std::to_string(shape.hidden) +
+                                 ", heads " + std::to_string(shape.heads) + " and " + std::to_string(shape.kv_heads) +
+                                 " of " + std::to_string(shape.head_dim);
         std::vector<int> lengths;
         for (int s = 0; s < tokens; ++s) lengths.push_back(1 + static_cast<int>(random() % 300));
         const RaggedBatch ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1),
@@ -104,17 +137,18 @@ TEST(ProjectionsCuda, QkvIsItsComposition) {
                         .attention_factor = tokens % 4 == 0 ? 1.25F : 1.0F};
 
         const DeviceTensor x = random_rows(exec, random, dtype, tokens, shape.hidden);
-        const DeviceTensor matrix = random_matrix(exec, random, dtype, rows, shape.hidden);
-        const LinearWeight weight{.blocks = {matrix.ref()}, .count = 1};
+        const AnyWeight any(exec, random, dtype, rows, shape.hidden, int4);
+        const LinearWeight& weight = any.weight;
         const auto cache = [&] {
           return DeviceTensor(exec, 0, dtype, ragged.pages, shape.kv_heads, shape.page_tokens, shape.head_dim);
         };
         DeviceTensor k = cache();
         DeviceTensor v = cache();
         DeviceTensor query(exec, 0, dtype, tokens, shape.heads * shape.head_dim);
-        ASSERT_TRUE(cuda::project_qkv(exec, context, x.ref(), weight, rope, batch.batch, {.k = k.ref(), .v = v.ref()},
-                                      query.ref()))
-            << what;
+        const bool done = cuda::project_qkv(exec, context, x.ref(), weight, rope, batch.batch,
+                                            {.k = k.ref(), .v = v.ref()}, query.ref());
+        ASSERT_EQ(done, !int4 || shape.head_dim / 2 % kInt4CellRows == 0) << what;
+        if (!done) continue;
 
         const DeviceTensor qkv(exec, 0, dtype, tokens, rows);
         DeviceTensor expected_k = cache();
