@@ -1,14 +1,13 @@
-// Causal attention of many query tokens over paged keys, on tensor cores, with a running maximum and sum.
+// Causal attention of many query tokens over paged keys, on tensor cores, with a running maximum and sum. On compute
+// capability 9.0 attend_prefill_wgmma_cuda.cu takes its place.
 //
 //   out[t, h] = sum_i e^{s_i} v_i / sum_i e^{s_i},  s_i = scale * q[t, h] . k_i,  i = 0 ... positions(t)
 //
 // Shapes: q, out [tokens, heads, head_dim]; K and V [pages, kv_heads, page_tokens, head_dim] in tile order
 //   (kvcache/layout.h); positions ascend within a sequence.
-// Mapping: the query heads of a KV head are packed with the tokens into rows (row r of a sequence and KV head is token
-//   r / group, head r % group), so any group fills the tiles and the diagonal wastes less. Grid (kv_heads, seqs, tiles
-//   of 128 rows), the last tiles, which see the most keys, first; blocks beyond a sequence's rows leave. Four warps
-//   take 32 rows each: two row tiles share every fragment of K and V, since with one the reads of shared memory
-//   (128 bytes a cycle) would bind before the tensor cores do.
+// Mapping: rows of query heads and tokens, and the grid, as in attention/attend_prefill.cuh; blocks beyond a sequence's
+//   rows leave. Four warps take 32 rows each: two row tiles share every fragment of K and V, since with one the reads
+//   of shared memory (128 bytes a cycle) would bind before the tensor cores do.
 // Shared memory: Q, and a ring of three slots through which tiles of 64 keys pass as K(0) V(0) K(1) V(1) ...; at any
 //   time one is computed on and two are on their way. 80 KiB at head_dim 128: two blocks a multiprocessor, on 8.0 too.
 //   Rows from the block's last key on are filled with zeros: what a page holds there may be NaN, and 0 * NaN is not 0.
@@ -16,11 +15,10 @@
 //   rows, 128 flops a byte, so the matrix rate binds.
 // Source: Dao et al., arXiv 2205.14135; Dao, "FlashAttention-2", arXiv 2307.08691 (loop order, rows over warps); the
 //   ring and the packing of heads are ours.
-#include <bit>
+#include <cassert>
 #include <string>
 
-#include "attention/attend.h"
-#include "attention/mma.cuh"
+#include "attention/attend_prefill.cuh"
 #include "engine/core/error.h"
 #include "engine/core/launch.cuh"
 
@@ -29,49 +27,11 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr unsigned kThreads = kWarps * kWarpThreads;
-constexpr int kRows = 128;    // query rows of a block
+constexpr int kRows = kPrefillRows;
 constexpr int kRowTiles = 2;  // of 16 rows, for each warp
 constexpr int kWarpRows = 16 * kRowTiles;
 constexpr int kKeys = 64;  // of one slot
 constexpr int kSlots = 3;
-
-template <typename T>
-struct PrefillArgs {
-  TensorView<const T, 3> q;  // [tokens, heads, head_dim]
-  TensorView<T, 3> out;
-  const T* k = nullptr;  // [pages, kv_heads, page_tokens, head_dim] tiles
-  const T* v = nullptr;
-  TensorView<const std::int32_t, 1> positions;
-  TensorView<const std::int32_t, 1> query_start;
-  TensorView<const std::int32_t, 2> page_table;
-  int group = 0;
-  int page_shift = 0;       // page_tokens = 1 << page_shift
-  int page_elements = 0;    // of one page, over its KV heads
-  float scale_log2 = 0.0F;  // scale * log2(e): scores become exponents of 2
-};
-
-// The rows of this block. Made anew where it is needed: kept through the main loop it would spill.
-struct QueryRows {
-  int first_token;  // of the sequence
-  int group;
-  int kv_head;
-  int first;
-  int last;  // of the sequence
-  __device__ int token(int row) const { return first_token + min(row, last) / group; }
-  __device__ int head(int row) const { return kv_head * group + min(row, last) % group; }
-};
-
-template <typename T>
-__device__ QueryRows query_rows(const PrefillArgs<T>& args) {
-  const int s = static_cast<int>(blockIdx.y);
-  QueryRows rows;
-  rows.first_token = args.query_start(s);
-  rows.group = args.group;
-  rows.kv_head = static_cast<int>(blockIdx.x);
-  rows.first = static_cast<int>(gridDim.z - 1 - blockIdx.z) * kRows;
-  rows.last = (args.query_start(s + 1) - rows.first_token) * args.group - 1;
-  return rows;
-}
 
 template <typename T, int kHeadDim>
 __device__ void copy_queries(unsigned to, const PrefillArgs<T>& args, const QueryRows& rows) {
@@ -329,25 +289,11 @@ __global__ void __launch_bounds__(kThreads, 2) attend_prefill_flash(const __grid
 template <typename T, int kHeadDim>
 void launch_prefill(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                     const Batch& batch, const TensorRef& out) {
-  PrefillArgs<T> args;
-  args.q = TensorView<const T, 3>(static_cast<const T*>(q.data), q.shape[0], shape.heads, kHeadDim);
-  args.out = TensorView<T, 3>(static_cast<T*>(out.data), out.shape[0], shape.heads, kHeadDim);
-  args.k = static_cast<const T*>(kv.k.data);
-  args.v = static_cast<const T*>(kv.v.data);
-  args.positions = batch.positions;
-  args.query_start = batch.query_start;
-  args.page_table = batch.page_table;
-  args.group = shape.group();
-  args.page_shift = std::countr_zero(static_cast<unsigned>(shape.page_tokens));
-  args.page_elements = shape.kv_heads * shape.page_tokens * kHeadDim;
-  args.scale_log2 = shape.scale * kLog2E;
-  const std::int64_t tiles = (std::int64_t{batch.max_query_tokens} * shape.group() + kRows - 1) / kRows;
   launch("attend_prefill_flash", attend_prefill_flash<T, kHeadDim>,
-         {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(batch.seqs),
-                       static_cast<unsigned>(tiles)),
+         {.grid = prefill_grid(shape, batch),
           .block = dim3(kThreads),
           .shared_bytes = kQueryBytes<kHeadDim> + kSlots * kSlotBytes<kHeadDim>},
-         exec.stream, args);
+         exec.stream, prefill_args<T>(shape, q, kv, batch, out));
 }
 
 }  // namespace
@@ -359,6 +305,7 @@ void attend_prefill(const Exec& exec, const AttentionShape& shape, const TensorR
   assert(q.shape[1] == shape.heads * shape.head_dim && kv.k.shape[2] == shape.page_tokens);
   assert(shape.scale > 0.0F);
   if (batch.tokens == 0) return;
+  if (has_wgmma()) return attend_prefill_wgmma(exec, shape, q, kv, batch, out);
   const bool wide = shape.head_dim == 128;
   switch (kv.k.dtype) {
     case DType::kBf16:
