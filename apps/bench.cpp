@@ -13,6 +13,7 @@
 #include "apps/progress.h"
 #include "engine/core/error.h"
 #include "engine/core/json.h"
+#include "engine/crossover.h"
 
 namespace vesper {
 namespace {
@@ -33,6 +34,8 @@ struct BenchOptions {
   std::string sigma = "2";
   double locality = 0.9;
   bool kernels = false;
+  bool stages = false;
+  bool crossover = false;
   bool json = false;
   bool csv = false;
   std::string save;
@@ -77,6 +80,7 @@ BenchSetting setting_of(const BenchOptions& options) {
     (void)parse_attention(attention, model_config_of(setting.model).layers);
   }
   setting.engine = engine_options(options.model, 1);
+  setting.stages = options.stages;
   return setting;
 }
 
@@ -121,8 +125,14 @@ int run_kernels(const BenchOptions& options) {
       [&] { return kernels_markdown(setting, report); });
 }
 
+void check_stages(const BenchOptions& options) {
+  if (!options.stages || (!options.csv && !ends_in(options.save, ".csv"))) return;
+  refuse({"reading --stages", "CSV, a line a row", "Markdown or JSON, which hold stages too", ""});
+}
+
 int run(const BenchOptions& options) {
   check_save_path(options.save);
+  check_stages(options);
   if (options.kernels) return run_kernels(options);
   const BenchSetting setting = setting_of(options);
   ProgressLine loading("loading weights", ProgressUnit::kBytes);
@@ -130,6 +140,13 @@ int run(const BenchOptions& options) {
   const BenchHooks hooks{.probe = {},
                          .loading = [&](std::int64_t done, std::int64_t total) { loading.update(done, total); },
                          .progress = [&](std::int64_t done, std::int64_t total) { measuring.update(done, total); }};
+  if (options.crossover) {
+    const CrossoverReport report = find_crossovers(setting, hooks);
+    measuring.finish();
+    return write_report(
+        options, [&] { return crossover_json(setting, report); }, [&] { return crossover_csv(report); },
+        [&] { return crossover_markdown(setting, report); });
+  }
   const BenchReport report = run_bench(setting, hooks);
   measuring.finish();
   return write_report(
@@ -196,9 +213,21 @@ void add_measurement_flags(CLI::App& app, BenchOptions& options) {
 }
 
 void add_output_flags(CLI::App& app, BenchOptions& options) {
-  app.add_flag("--kernels", options.kernels,
-               "Measure every kernel alone instead of decode steps, at the shapes of --context and --batch")
-      ->group(kInputFlags);
+  auto* kernels =
+      app.add_flag("--kernels", options.kernels,
+                   "Measure every kernel alone instead of decode steps, at the shapes of --context and --batch")
+          ->group(kInputFlags);
+  auto* crossover =
+      app.add_flag("--crossover", options.crossover,
+                   "Find the context from which on each sparse attention's step is faster than the dense one, between "
+                   "the two of --context, and print it as a line of configuration (dense_below)")
+          ->group(kInputFlags)
+          ->excludes(kernels);
+  app.add_flag("--stages", options.stages,
+               "Also time every stage of attention by itself, in place in the step, beside what its bytes allow")
+      ->group(kInputFlags)
+      ->excludes(kernels)
+      ->excludes(crossover);
   auto* json = app.add_flag("--json", options.json, "Print one JSON document instead of Markdown")->group(kOutputFlags);
   app.add_flag("--csv", options.csv, "Print CSV, a line a row")->group(kOutputFlags)->excludes(json);
   app.add_option("--save", options.save, "Also write a file: Markdown, CSV or JSON by its ending")
@@ -221,6 +250,10 @@ Command make_bench(CLI::App& root) {
       "  vesper bench --model synthetic:llama-3.1-8b --context 32k,128k --batch 1,8 \\\n"
       "    --attention dense quest:token_budget=2048 twilight --fill synthetic --sigma 1:5\n"
       "  vesper bench --model synthetic:llama-3.1-8b --kernels --context 32k --batch 1,8\n"
+      "  vesper bench --model synthetic:llama-3.1-8b --context 32k --fill synthetic --stages \\\n"
+      "    --attention dense quest twilight vattention\n"
+      "  vesper bench --model synthetic:llama-3.1-8b --context 1k,64k --fill synthetic --crossover \\\n"
+      "    --attention dense quest twilight vattention\n"
       "  vesper bench --model configs/demo --context 4k --attention dense quest:token_budget=512\n\n"
       "Figures (docs/bench.md tells how each is taken):\n" +
       bench_definitions() +

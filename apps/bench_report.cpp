@@ -52,6 +52,25 @@ std::string bytes_table(const BenchReport& report) {
   return text;
 }
 
+// Stages of attention in place, where they were timed.
+std::string stage_table(const BenchReport& report) {
+  std::string text;
+  for (const BenchRow& row : report.rows) {
+    for (const StageFigure& stage : row.stages) {
+      const double bound = bound_seconds(stage.cost, row.roof);
+      text += fmt::format("| {} | {} | {} | {} | {} | {} | {} | {:.2f} | {} | {:.2f} | {} |\n", row.weights,
+                          row.attention, row.context, row.batch, stage.backend, stage.layers, stage.stage,
+                          stage.seconds * 1e6, bytes(static_cast<double>(stage.cost.bytes)), bound * 1e6,
+                          roof_share(row) ? fmt::format("{:.1f} %", 100.0 * bound / stage.seconds) : "in cache");
+    }
+  }
+  if (text.empty()) return "";
+  return "\nStages of a layer's attention in place, each with event nodes around it:\n\n"
+         "| weights | attention | context | batch | backend | layers | stage | us a layer | bytes | bound us | of the "
+         "bound |\n|---|---|---|---|---|---|---|---|---|---|---|\n" +
+         text;
+}
+
 // The line that always stands by figures of scores that no text made.
 std::string score_line(const BenchSetting& setting, const BenchReport& report) {
   const bool drawn = setting.fill == BenchFill::kSynthetic;
@@ -90,6 +109,20 @@ nlohmann::json roof_json(const Roof& roof) {
   return {{"read_gb_per_s", roof.read_bytes_per_s * 1e-9}, {"matrix_tflop_per_s", roof.matrix_flops_per_s * 1e-12}};
 }
 
+nlohmann::json stages_json(const BenchRow& row) {
+  nlohmann::json stages = nlohmann::json::array();
+  for (const StageFigure& stage : row.stages) {
+    stages.push_back({{"backend", stage.backend},
+                      {"layers", stage.layers},
+                      {"stage", stage.stage},
+                      {"us", stage.seconds * 1e6},
+                      {"bytes", stage.cost.bytes},
+                      {"flops", stage.cost.flops},
+                      {"bound_us", bound_seconds(stage.cost, row.roof) * 1e6}});
+  }
+  return stages;
+}
+
 nlohmann::json clocks_json(const std::optional<ClockState>& clocks) {
   if (!clocks) return {};
   return {{"sm_mhz", clocks->sm_mhz},
@@ -108,7 +141,7 @@ std::string bench_markdown(const BenchSetting& setting, const BenchReport& repor
   std::string text = fmt::format("{} on {}, {} layers; {} timed steps of {} repeats in turns, speed-ups over {}\n\n",
                                  first.model, first.device, first.layers, setting.max_tokens * setting.repeats,
                                  setting.repeats, setting.attentions[static_cast<std::size_t>(setting.baseline)]);
-  text += time_table(report) + '\n' + bytes_table(report) + score_line(setting, report);
+  text += time_table(report) + '\n' + bytes_table(report) + stage_table(report) + score_line(setting, report);
   return text + rulers(report.roof, report.clocks_before, report.clocks_after, setting.engine.limits.device) +
          left_out(report.skipped);
 }
@@ -119,6 +152,7 @@ nlohmann::json bench_json(const BenchSetting& setting, const BenchReport& report
     nlohmann::json& object = rows.emplace_back(nlohmann::json::object());
     for (const BenchColumn& column : bench_columns()) object[std::string(column.name)] = column.value(row);
     object["sigma_range"] = {row.sigma_least, row.sigma_largest};
+    if (setting.stages) object["stages"] = stages_json(row);
   }
   return {{"model", setting.model},
           {"device", report.rows.front().device},
@@ -145,7 +179,7 @@ std::string kernels_markdown(const KernelSetting& setting, const KernelReport& r
       "|---|---|---|---|---|---|---|---|---|---|---|\n";
   for (const KernelRow& row : report.rows) {
     const double median = quantile(row.seconds, 0.5);
-    const double bound = bound_seconds(row, report.roof);
+    const double bound = bound_seconds(row.cost, report.roof);
     text += fmt::format("| {} | {} | {} | {} | {:.2f} | {:.2f}-{:.2f} | {:.0f} | {:.2f} | {} | {} | {} |\n", row.stage,
                         row.kernel, row.context == 0 ? "-" : fmt::format("{}", row.context), row.batch, median * 1e6,
                         quantile(row.seconds, 0.0) * 1e6, quantile(row.seconds, 1.0) * 1e6,
@@ -169,7 +203,7 @@ nlohmann::json kernels_json(const KernelSetting& setting, const KernelReport& re
                     {"us_most", quantile(row.seconds, 1.0) * 1e6},
                     {"bytes", row.cost.bytes},
                     {"flops", row.cost.flops},
-                    {"bound_us", bound_seconds(row, report.roof) * 1e6},
+                    {"bound_us", bound_seconds(row.cost, report.roof) * 1e6},
                     {"cublaslt_us", row.rival_s ? nlohmann::json(*row.rival_s * 1e6) : nlohmann::json()},
                     {"cold", is_cold(row, report.cache_bytes)},
                     {"checked", row.check}});
@@ -188,8 +222,75 @@ std::string kernels_csv(const KernelReport& report) {
     text += fmt::format(
         "{},\"{}\",{},{},{:.6g},{:.6g},{:.6g},{},{},{:.6g},{},{},\"{}\"\n", row.stage, row.kernel, row.context,
         row.batch, quantile(row.seconds, 0.5) * 1e6, quantile(row.seconds, 0.0) * 1e6, quantile(row.seconds, 1.0) * 1e6,
-        row.cost.bytes, row.cost.flops, bound_seconds(row, report.roof) * 1e6,
+        row.cost.bytes, row.cost.flops, bound_seconds(row.cost, report.roof) * 1e6,
         row.rival_s ? fmt::format("{:.6g}", *row.rival_s * 1e6) : "", is_cold(row, report.cache_bytes), row.check);
+  }
+  return text;
+}
+
+std::string crossover_markdown(const BenchSetting& setting, const CrossoverReport& report) {
+  std::string text =
+      fmt::format("{} on {}, weights {}, batch {}: from which context on a decode step is faster than dense\n",
+                  setting.model, report.device, report.weights, setting.batches[0]);
+  for (const Crossover& crossover : report.crossovers) {
+    text += fmt::format("\n{}\n\n| context | speed-up over dense (95 %) |\n|---|---|\n", crossover.attention);
+    for (const CrossoverPoint& point : crossover.points) {
+      const Ratio& ratio = point.speedup;
+      text += fmt::format("| {} | {:.3f}{}{} |\n", point.context, ratio.value,
+                          ratio.low ? fmt::format(" ({:.3f}-{:.3f})", *ratio.low, *ratio.high) : "",
+                          point.dense ? ", dense: the budget covers the context" : "");
+    }
+    if (!crossover.dense_below) {
+      text += fmt::format("\nNot faster up to {} tokens: no dense_below helps there.\n", setting.contexts[1]);
+      continue;
+    }
+    if (*crossover.dense_below == 0) {
+      text += fmt::format("\nFaster from {} tokens on, the least context measured.\n", setting.contexts[0]);
+    }
+    if (is_attention_file(crossover.attention)) {
+      text += fmt::format("\nIn its rules: \"dense_below\": {}\n", *crossover.dense_below);
+    } else {
+      text += fmt::format("\n    --attention {}\n    {}\n", crossover_shorthand(crossover), crossover_rule(crossover));
+    }
+  }
+  if (setting.engine.limits.device == DeviceKind::kCpu) text += "\nOn a CPU; a GPU's differ.\n";
+  return text + fmt::format("\nClocks before: {}; after: {}.\n", describe_clocks(report.clocks_before),
+                            describe_clocks(report.clocks_after));
+}
+
+nlohmann::json crossover_json(const BenchSetting& setting, const CrossoverReport& report) {
+  nlohmann::json all = nlohmann::json::array();
+  for (const Crossover& crossover : report.crossovers) {
+    nlohmann::json points = nlohmann::json::array();
+    for (const CrossoverPoint& point : crossover.points) {
+      points.push_back({{"context", point.context},
+                        {"speedup", point.speedup.value},
+                        {"speedup_low", point.speedup.low ? nlohmann::json(*point.speedup.low) : nlohmann::json()},
+                        {"speedup_high", point.speedup.high ? nlohmann::json(*point.speedup.high) : nlohmann::json()},
+                        {"dense", point.dense}});
+    }
+    all.push_back({{"attention", crossover.attention},
+                   {"dense_below", crossover.dense_below ? nlohmann::json(*crossover.dense_below) : nlohmann::json()},
+                   {"points", std::move(points)}});
+  }
+  return {{"model", setting.model},
+          {"device", report.device},
+          {"weights", report.weights},
+          {"batch", setting.batches[0]},
+          {"contexts", setting.contexts},
+          {"clocks", {{"before", clocks_json(report.clocks_before)}, {"after", clocks_json(report.clocks_after)}}},
+          {"crossovers", std::move(all)}};
+}
+
+std::string crossover_csv(const CrossoverReport& report) {
+  const auto end = [](const std::optional<double>& value) { return value ? fmt::format("{:.6g}", *value) : ""; };
+  std::string text = "attention,context,speedup,speedup_low,speedup_high,dense,dense_below\n";
+  for (const Crossover& crossover : report.crossovers) {
+    for (const CrossoverPoint& point : crossover.points) {
+      text += fmt::format("\"{}\",{},{:.6g},{},{},{},{}\n", crossover.attention, point.context, point.speedup.value,
+                          end(point.speedup.low), end(point.speedup.high), point.dense,
+                          crossover.dense_below ? std::to_string(*crossover.dense_below) : "");
+    }
   }
   return text;
 }

@@ -6,6 +6,7 @@
 #include "attention/sparse.h"
 #include "engine/core/error.h"
 #include "engine/core/stream.h"
+#include "kvcache/side_tables.h"
 
 namespace vesper {
 namespace {
@@ -165,11 +166,25 @@ void ModelAttention::count_step(const Batch& batch) {
   }
 }
 
+void ModelAttention::update_tables(const Exec& exec, int layer, const LayerKv& kv, const Batch& batch) const {
+  const SideTables& tables = tables_[static_cast<std::size_t>(layer)];
+  if (mark_ && tables != SideTables{}) {
+    const KvShape shape{.layers = 1,
+                        .kv_heads = limits_.shape.kv_heads,
+                        .head_dim = limits_.shape.head_dim,
+                        .page_tokens = limits_.shape.page_tokens,
+                        .dtype = limits_.dtype};
+    mark_(exec, layer, "append", [=, seqs = batch.seqs] { return side_tables_cost(shape, tables, seqs); });
+  }
+  update_side_tables(exec, batch, written(batch.phase, layer, kv));
+}
+
 void ModelAttention::run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch,
                          const TensorRef& out, TensorView<float, 2> lse) {
   if (batch.phase == Phase::kPrefill) return attend_prefill(exec, limits_.shape, q, kv, batch, out);
   AttentionBackend& backend = *of_layer_[static_cast<std::size_t>(layer)];
-  backend.run(exec, {.number = layer, .kv = kv, .counters = counters(layer)}, q, batch, out, lse);
+  backend.run(exec, {.number = layer, .kv = kv, .counters = counters(layer), .mark = &mark_}, q, batch, out, lse);
+  if (mark_) mark_(exec, layer, {}, {});
   if (!probe_) return;
   probe_(exec, {.number = layer,
                 .q = q,

@@ -11,6 +11,7 @@
 
 #include "attention/attend.h"
 #include "attention/config.h"
+#include "attention/stage.h"
 #include "engine/core/buffer.h"
 
 namespace vesper {
@@ -49,6 +50,13 @@ struct AttendLayer {
   int number = 0;
   LayerKv kv;
   LayerCounters counters;
+  const StageMark* mark = nullptr;
+
+  // Every stage of a backend begins with this. `cost` is a StageCost that holds what it needs by value.
+  template <typename CostOf>
+  void begin_stage(const Exec& exec, std::string_view stage, CostOf cost) const {
+    if (mark != nullptr && *mark) (*mark)(exec, number, stage, StageCost(std::move(cost)));
+  }
 };
 
 // Decides which cached keys a decode step reads, and reads them. One instance serves all layers that share its
@@ -151,6 +159,7 @@ class ModelAttention {
   [[nodiscard]] std::vector<unsigned> plan_key() const;
   // Adds the planned decode step to the totals' host side. Once a step, whether run or replayed.
   void count_step(const Batch& batch);
+  // A layer, after update_tables.
   //   q, out [tokens, heads * head_dim];  lse [seqs, heads], decode only, is written where its data is not null
   void run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch, const TensorRef& out,
            TensorView<float, 2> lse = {});
@@ -159,6 +168,13 @@ class ModelAttention {
   // attention over the cache may read them later, a decode step those that the layer's own backend reads. A sequence
   // that another attention goes on with must first be rewound to where this one began.
   [[nodiscard]] LayerKv written(Phase phase, int layer, const LayerKv& kv) const;
+
+  // From now on `mark` is called where a stage of a layer's attention begins and where the last has ended, and may
+  // queue events on the step's stream; an empty one ends that.
+  void set_stage_mark(StageMark mark) { mark_ = std::move(mark); }
+  [[nodiscard]] bool has_stage_mark() const { return static_cast<bool>(mark_); }
+  // The stage before run(), "append": the side tables of the step's own tokens, where the layer's backend reads any.
+  void update_tables(const Exec& exec, int layer, const LayerKv& kv, const Batch& batch) const;
 
   // From now on `probe` looks at every layer of a decode step after it ran, and may queue work and wait; an empty one
   // ends that. A step that is replayed from a graph runs on the device alone, unseen:
@@ -183,6 +199,7 @@ class ModelAttention {
   Buffer counters_;                       // [layers, 5, kv_heads] i64
   std::vector<AttentionTotals> counted_;  // what the host knows: steps and bytes
   AttentionProbe probe_;
+  StageMark mark_;
   std::vector<SideTables> tables_;  // that each layer's backend reads
 };
 

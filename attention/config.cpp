@@ -312,8 +312,21 @@ std::string describe(const BackendConfig& config) {
   return config.dense_below > 0 ? fmt::format("{} dense_below={}", text, config.dense_below) : text;
 }
 
+bool is_attention_file(const std::string& file_or_shorthand) {
+  return file_or_shorthand.ends_with(".json") || file_or_shorthand.find('/') != std::string::npos;
+}
+
+std::string shorthand_rule(const std::string& shorthand, int first_layer) {
+  const Json object = parse_shorthand(shorthand);
+  std::string text = fmt::format(R"({{ "layers": "{}-", "backend": {})", first_layer, object.at("backend").dump());
+  for (const auto& [key, value] : object.items()) {
+    if (key != "backend") text += fmt::format(R"(, "{}": {})", key, value.dump());
+  }
+  return text + " }";
+}
+
 AttentionConfig parse_attention(const std::string& file_or_shorthand, int layers, int first_layer) {
-  if (file_or_shorthand.ends_with(".json") || file_or_shorthand.find('/') != std::string::npos) {
+  if (is_attention_file(file_or_shorthand)) {
     return parse_file(file_or_shorthand, layers);
   }
   const std::string where = "reading --attention " + file_or_shorthand;

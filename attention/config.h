@@ -89,4 +89,10 @@ inline constexpr int kShorthandDenseLayers = 2;
 AttentionConfig parse_attention(const std::string& file_or_shorthand, int layers,
                                 int first_layer = kShorthandDenseLayers);
 
+// Whether it is a file, not a shorthand.
+bool is_attention_file(const std::string& file_or_shorthand);
+
+// A shorthand as the rule that a file would hold: { "layers": "2-", "backend": "quest", "token_budget": 2048 }.
+std::string shorthand_rule(const std::string& shorthand, int first_layer = kShorthandDenseLayers);
+
 }  // namespace vesper

@@ -57,6 +57,15 @@ void DenseAttention::run_short(const Exec& exec, const AttendLayer& layer, const
   const SplitPartials partials{
       .out = TensorView<float, 4>(floats, batch.seqs, shape.heads, plan_.splits, shape.head_dim),
       .lse = TensorView<float, 3>(floats + rows * shape.head_dim, batch.seqs, shape.heads, plan_.splits)};
+  layer.begin_stage(exec, "attend", [=, dtype = limits_.dtype, lengths = batch.host_kv_len] {
+    std::int64_t seqs = 0;
+    std::int64_t tokens = 0;
+    for (const std::int32_t kv_len : lengths) {
+      seqs += kv_len <= longest ? 1 : 0;
+      tokens += kv_len <= longest ? kv_len : 0;
+    }
+    return attend_decode_cost(shape, dtype, seqs, tokens);
+  });
   attend_decode(exec, shape, q, layer.kv, batch, plan_, partials, out, lse, longest);
 }
 

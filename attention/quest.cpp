@@ -58,7 +58,14 @@ class Quest final : public SparseAttention {
                    ScratchCarver& carver) override {
     const AttentionShape& shape = limits().shape;
     const QuestScratch scratch = lay_out(carver, config_, shape, batch.seqs, batch.max_kv_len);
+    const std::int64_t pages = pages_of(batch);
+    layer.begin_stage(exec, "score", [=, this, seqs = batch.seqs] {
+      return score_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages);
+    });
     score_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, dense_limit(), scratch.scores);
+    layer.begin_stage(exec, "select", [=, this, list = scratch.pages] {
+      return select_pages_cost(limits().shape, pages, entries_of(exec, list));
+    });
     select_pages(exec, shape, batch, scratch.scores, budget_of(config_), dense_limit(), scratch.pages);
     return {.list = scratch.pages, .guard_hits = {}};
   }

@@ -1,8 +1,11 @@
 #include "attention/sparse.h"
 
 #include <algorithm>
-
 #include <cassert>
+#include <numeric>
+#include <vector>
+
+#include "engine/core/stream.h"
 
 namespace vesper {
 namespace {
@@ -54,6 +57,17 @@ std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int 
   return slots * limits.shape.heads * (limits.shape.head_dim + 1) * kFloatBytes;
 }
 
+std::int64_t entries_of(const Exec& exec, const Selection& list) {
+  std::vector<std::int32_t> counts(static_cast<std::size_t>(list.count.size()));
+  copy_bytes(exec, counts.data(), list.count.data(), list.count.size() * 4);
+  synchronize(exec);
+  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+}
+
+std::int64_t listed_tokens(const Exec& exec, const AttentionShape& shape, const Selection& list) {
+  return entries_of(exec, list) * (list.unit == SelectionUnit::kPages ? shape.page_tokens : 1);
+}
+
 SparseAttention::SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch,
                                  int min_entries)
     : limits_(limits),
@@ -77,6 +91,14 @@ void SparseAttention::plan(const Batch& batch) {
   }
 }
 
+std::int64_t SparseAttention::pages_of(const Batch& batch) const {
+  std::int64_t pages = 0;
+  for (const std::int32_t tokens : batch.host_kv_len) {
+    if (tokens > dense_limit_.tokens) pages += page_count(tokens, limits_.shape.page_tokens);
+  }
+  return pages;
+}
+
 void SparseAttention::run(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
                           const TensorRef& out, TensorView<float, 2> lse) {
   if (any_dense_) dense_.run_short(exec, layer, q, batch, out, lse, dense_limit_.tokens);
@@ -85,9 +107,15 @@ void SparseAttention::run(const Exec& exec, const AttendLayer& layer, const Tens
   const MadeLists made = select(exec, layer, q, batch, scratch);
   list_ = made.list;
   assert(scratch.used() <= scratch_.bytes());
+  layer.begin_stage(exec, "attend", [=, this, list = list_, seqs = batch.seqs] {
+    return attend_selected_cost(limits_.shape, limits_.dtype, seqs, listed_tokens(exec, limits_.shape, list));
+  });
   attend_list(exec, layer, q, batch, list_, out, lse);
   const LayerCounters& counters = layer.counters;
   if (counters.lists.data() == nullptr) return;
+  layer.begin_stage(exec, "count", [=, this, seqs = batch.seqs] {
+    return Cost{.bytes = std::int64_t{8} * seqs * limits_.shape.kv_heads, .flops = 0};
+  });
   count_selected(exec, limits_.shape, batch, list_, dense_limit_,
                  {.kept_tokens = counters.kept_tokens,
                   .visible_tokens = counters.visible_tokens,

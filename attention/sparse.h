@@ -28,6 +28,10 @@ class ScratchCarver {
 // A list of `capacity` entries for each sequence and KV head.
 Selection take_selection(ScratchCarver& carver, SelectionUnit unit, int seqs, int kv_heads, int capacity);
 
+// Entries of all lists, and their tokens (of pages: whole ones), which the device counted. Wait.
+std::int64_t entries_of(const Exec& exec, const Selection& list);
+std::int64_t listed_tokens(const Exec& exec, const AttentionShape& shape, const Selection& list);
+
 // Bounds that hold for every context of at most `tokens`, and what a budget comes to.
 int page_count(int tokens, int page_tokens);
 // Most pages that select_pages keeps.
@@ -70,6 +74,8 @@ class SparseAttention : public AttentionBackend {
                    const Selection& list, const TensorRef& out, TensorView<float, 2> lse) const;
 
   [[nodiscard]] const AttentionLimits& limits() const { return limits_; }
+  // What stages count by: pages of the step's sparse sequences, of one KV head.
+  [[nodiscard]] std::int64_t pages_of(const Batch& batch) const;
 
  private:
   AttentionLimits limits_;

@@ -60,16 +60,33 @@ class Twilight final : public SparseAttention {
                    ScratchCarver& carver) override {
     const AttentionShape& shape = limits().shape;
     const TwilightScratch scratch = lay_out(carver, config_, shape, batch.seqs, batch.max_kv_len);
+    const std::int64_t pages = pages_of(batch);
     if (!config_.dense_base) {
+      layer.begin_stage(exec, "score", [=, this, seqs = batch.seqs] {
+        return score_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages);
+      });
       score_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, dense_limit(),
                   scratch.page_scores);
+      layer.begin_stage(exec, "select", [=, this, list = scratch.pages] {
+        return select_pages_cost(limits().shape, pages, entries_of(exec, list));
+      });
       select_pages(exec, shape, batch, scratch.page_scores, base_budget_of(config_), dense_limit(), scratch.pages);
     }
+    const auto candidates = [=, this, list = scratch.pages] {  // of one KV head
+      const AttentionShape& of = limits().shape;
+      return config_.dense_base ? pages * of.page_tokens : listed_tokens(exec, of, list) / of.kv_heads;
+    };
+    layer.begin_stage(exec, "score_tokens", [=, this, seqs = batch.seqs] {
+      return score_tokens_cost(limits().shape, limits().dtype, config_.scores, seqs, candidates());
+    });
     score_tokens(exec, shape, q, layer.kv, batch, scratch.pages, config_.scores, dense_limit(), scratch.token_scores);
     const TopPRule rule{.top_p = config_.top_p,
                         .min_tokens = config_.min_tokens,
                         .sink_tokens = config_.sink_tokens,
                         .window_tokens = config_.window_tokens};
+    layer.begin_stage(exec, "prune", [=, this, list = scratch.tokens] {
+      return prune_top_p_cost(limits().shape, candidates(), entries_of(exec, list));
+    });
     prune_top_p(exec, shape, batch, scratch.token_scores, scratch.pages, rule, dense_limit(), scratch.tokens);
     return {.list = scratch.tokens, .guard_hits = {}};
   }

@@ -58,6 +58,19 @@ DenseLimit dense_limit_of(const VAttentionConfig& config, int dense_below, int m
   return {std::max(dense_below, limit)};
 }
 
+// Random entries of all lists. Waits.
+std::int64_t tail_entries(const Exec& exec, const Selection& list) {
+  Selection statics = list;
+  statics.count = list.tail_begin;
+  return entries_of(exec, list) - entries_of(exec, statics);
+}
+
+// Draws that are written.
+Cost tail_cost(const Exec& exec, const Selection& list) {
+  const std::int64_t drawn = tail_entries(exec, list);
+  return {.bytes = 4 * drawn, .flops = drawn};
+}
+
 class VAttention final : public SparseAttention {
  public:
   VAttention(const VAttentionConfig& config, int dense_below, const AttentionLimits& limits)
@@ -79,12 +92,19 @@ class VAttention final : public SparseAttention {
     const AttentionShape& shape = limits().shape;
     const VAttentionScratch scratch = lay_out(carver, config_, limits(), batch.seqs, batch.max_kv_len);
     TopKScores scores;
+    const std::int64_t pages = pages_of(batch);
     if (config_.top_k_by == TopKBy::kQuest) {
+      layer.begin_stage(exec, "score", [=, this, seqs = batch.seqs] {
+        return score_pages_cost(limits().shape, limits().dtype, PageScore::kMinMax, seqs, pages);
+      });
       score_pages(exec, shape, q, layer.kv, batch, PageScore::kMinMax, config_.group, dense_limit(),
                   scratch.page_scores);
       scores.of_pages = scratch.page_scores;
     } else if (config_.top_k_by != TopKBy::kNone) {
       const KeySource source = config_.top_k_by == TopKBy::kInt4 ? KeySource::kInt4 : KeySource::kExact;
+      layer.begin_stage(exec, "score_tokens", [=, this, seqs = batch.seqs] {
+        return score_tokens_cost(limits().shape, limits().dtype, source, seqs, pages * limits().shape.page_tokens);
+      });
       score_tokens(exec, shape, q, layer.kv, batch, {}, source, dense_limit(), scratch.token_scores);
       scores.of_tokens = scratch.token_scores;
     }
@@ -92,12 +112,22 @@ class VAttention final : public SparseAttention {
                           .window_tokens = config_.window_tokens,
                           .top_k = config_.top_k_by == TopKBy::kNone ? Amount{0.0} : config_.top_k,
                           .group_score = config_.group};
+    const std::int64_t scored = scores.of_pages.size() + scores.of_tokens.size();
+    layer.begin_stage(exec, "select",
+                      [=, list = scratch.list] { return select_static_cost(scored, entries_of(exec, list)); });
     select_static(exec, shape, batch, scores, rule, dense_limit(), scratch.list);
 
     SampleRule sample = sample_;
     sample.layer = layer.number;
+    layer.begin_stage(exec, "sample_pilot", [=, list = scratch.list] { return tail_cost(exec, list); });
     draw_pilot(exec, shape, batch, sample, dense_limit(), scratch.list);
+    layer.begin_stage(exec, "attend_pilot", [=, this, list = scratch.list, seqs = batch.seqs] {
+      return attend_selected_cost(limits().shape, limits().dtype, seqs, entries_of(exec, list));
+    });
     attend_list(exec, layer, q, batch, scratch.list, scratch.pilot_out, scratch.pilot_lse);
+    layer.begin_stage(exec, "sample", [=, this, list = scratch.list] {
+      return size_sample_cost(limits().shape, limits().dtype, tail_entries(exec, list));
+    });
     size_sample(exec, shape, q, layer.kv, batch, scratch.pilot_out, scratch.pilot_lse, sample, dense_limit(),
                 scratch.list, {scratch.guard_hits});
     return {.list = scratch.list, .guard_hits = scratch.guard_hits};

@@ -33,7 +33,8 @@ struct BenchSetting {
   int max_tokens = 32;                  // less than every context
   int repeats = 5;
   BenchFill fill = BenchFill::kPrefill;
-  DrawnScores scores;  // of a synthetic fill
+  DrawnScores scores;   // of a synthetic fill
+  bool stages = false;  // also time each stage of attention by itself
 };
 
 struct BenchReport {

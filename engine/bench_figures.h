@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/roof.h"
+#include "engine/stage_clock.h"
 #include "engine/statistics.h"
 
 namespace vesper {
@@ -47,8 +48,9 @@ struct BenchRow {
   double sigma = 0.0;      // mean over layers and query heads
   double sigma_least = 0.0;
   double sigma_largest = 0.0;
-  Ratio speedup;  // against the baseline; 1 for itself
-  Roof roof;      // probed in the same run
+  Ratio speedup;                    // against the baseline; 1 for itself
+  std::vector<StageFigure> stages;  // where they were asked for
+  Roof roof;                        // probed in the same run
   std::int64_t cache_bytes = 0;
   std::int64_t peak_bytes = 0;
 };

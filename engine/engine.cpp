@@ -157,9 +157,9 @@ void Engine::append_drawn(CachedSequence& sequence, int tokens, const DrawnKv& d
   sequence.length += tokens;
 }
 
-void Engine::set_attention_mark(AttentionMark mark) {
+void Engine::set_stage_mark(StageMark mark) {
   std::erase_if(graphs_, [](const auto& entry) { return entry.first.marked; });
-  decoder_->set_attention_mark(std::move(mark));
+  attention_[arm_]->set_stage_mark(std::move(mark));
 }
 
 void Engine::time_steps(bool wanted) {
@@ -210,7 +210,7 @@ void Engine::queue_decode(const Batch& batch, bool sampled) {
 Engine::GraphKey Engine::graph_key(const Batch& batch, bool sampled) const {
   return {.arm = arm_,
           .sampled = sampled,
-          .marked = decoder_->has_attention_mark(),
+          .marked = attention_[arm_]->has_stage_mark(),
           .seqs = batch.seqs,
           .max_kv_len = batch.max_kv_len,
           .work = attention_[arm_]->plan_key()};

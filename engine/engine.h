@@ -122,9 +122,10 @@ class Engine {
   // What that attention was built for.
   [[nodiscard]] const AttentionLimits& attention_limits() const { return attention_limits_; }
 
-  // Lets `mark` mark the attention of every layer of the steps to come (Decoder); graphs are recorded with the marks in
-  // them. An empty one ends that. What a mark queues is recorded too, so it must outlive the next call.
-  void set_attention_mark(AttentionMark mark);
+  // Lets `mark` mark the stages of every layer of the steps to come (ModelAttention::set_stage_mark), of the attention
+  // in use; graphs are recorded with the marks in them. An empty one ends that. What a mark queues is recorded too, so
+  // it must outlive the next call.
+  void set_stage_mark(StageMark mark);
   // Whether decode steps are timed on the device, from before their launch to after it.
   void time_steps(bool wanted);
   // Device time of the last decode step, which must be done; timing must be on. On the CPU the time of its operations.

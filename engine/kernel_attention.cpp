@@ -213,23 +213,14 @@ class AttentionKernels {
     const SplitPartials partials{
         .out = TensorView<float, 4>(floats, world_.seqs(), shape_.heads, splits, shape_.head_dim),
         .lse = TensorView<float, 3>(floats + rows * shape_.head_dim, world_.seqs(), shape_.heads, splits)};
-    KernelRow& row = time("attend", kernel, attend_selected_cost(shape_, world_.dtype(), world_.seqs(), listed(list)),
-                          [&](int turn) {
-                            attend_selected(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, list, min_entries,
-                                            {}, partials, world_.out(turn), world_.lse(turn));
-                          });
+    KernelRow& row = time(
+        "attend", kernel,
+        attend_selected_cost(shape_, world_.dtype(), world_.seqs(), listed_tokens(exec_, shape_, list)), [&](int turn) {
+          attend_selected(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, list, min_entries, {}, partials,
+                          world_.out(turn), world_.lse(turn));
+        });
     const HostList host(exec_, list);
     row.check = check_attended(row.kernel, group_rows(world_.out(0)), truth_->attend(&host.list));
-  }
-
-  // Entries of all lists, and their tokens.
-  [[nodiscard]] std::int64_t entries_of(const Selection& list) const {
-    std::int64_t sum = 0;
-    for (const std::int32_t count : read_back(exec_, list.count)) sum += count;
-    return sum;
-  }
-  [[nodiscard]] std::int64_t listed(const Selection& list) const {
-    return entries_of(list) * (list.unit == SelectionUnit::kPages ? shape_.page_tokens : 1);
   }
 
   void quest() {
@@ -289,7 +280,7 @@ class AttentionKernels {
     const auto queue = [&](int) { prune_top_p(exec_, shape_, batch_, scores, s.base, rule, {}, s.tokens); };
     queue(0);
     KernelRow& prune = time("prune", fmt::format("top-p 0.85 of {} candidates", candidates),
-                            prune_top_p_cost(shape_, world_.seqs() * candidates, entries_of(s.tokens)), queue);
+                            prune_top_p_cost(shape_, world_.seqs() * candidates, entries_of(exec_, s.tokens)), queue);
     HostList by_cpu(SelectionUnit::kTokens, s.tokens.index.shape(2));
     prune_top_p({}, truth_->shape(), truth_->batch(), TensorView<const float, 3>(found.data(), 1, group, candidates),
                 base.list, rule, {}, by_cpu.list);
@@ -305,7 +296,7 @@ class AttentionKernels {
     const auto choose = [&](int) { select_static(exec_, shape_, batch_, scores, rule, {}, s.sampled); };
     choose(0);
     KernelRow& chosen = time("select", "sink, window, top-k 2.5 % by pages",
-                             select_static_cost(s.page_scores.size(), entries_of(s.sampled)), choose);
+                             select_static_cost(s.page_scores.size(), entries_of(exec_, s.sampled)), choose);
     std::vector<float> page_scores = read_back(exec_, s.page_scores);
     HostList by_cpu(SelectionUnit::kTokens, s.sampled.index.shape(2));
     select_static({}, truth_->shape(), truth_->batch(),
@@ -316,10 +307,10 @@ class AttentionKernels {
     SampleRule sample;
     sample.epsilon = 0.1F;
     sample.z = static_cast<float>(inverse_normal(0.95));  // delta 0.1
-    const std::int64_t statics = entries_of(s.sampled);
+    const std::int64_t statics = entries_of(exec_, s.sampled);
     const auto pilot = [&](int) { draw_pilot(exec_, shape_, batch_, sample, {}, s.sampled); };
     pilot(0);
-    const std::int64_t drawn = entries_of(s.sampled) - statics;
+    const std::int64_t drawn = entries_of(exec_, s.sampled) - statics;
     KernelRow& piloted = time("sample", "pilot", {.bytes = 4 * drawn, .flops = drawn}, pilot);
     draw_pilot({}, truth_->shape(), truth_->batch(), sample, {}, by_cpu.list);
     piloted.check = same_list(piloted.kernel, HostList(exec_, s.sampled), by_cpu);
@@ -331,7 +322,7 @@ class AttentionKernels {
                   {}, s.sampled, {s.guard_hits});
     };
     size(0);
-    const std::int64_t sampled = entries_of(s.sampled) - statics;
+    const std::int64_t sampled = entries_of(exec_, s.sampled) - statics;
     KernelRow& sized =
         time("sample", "pilot again, size and extend", size_sample_cost(shape_, world_.dtype(), sampled), size);
     sized.check = check_sample(sample, by_cpu, HostList(exec_, s.sampled));

@@ -17,11 +17,6 @@ constexpr int kFewTokens = 256;
 
 }  // namespace
 
-double bound_seconds(const KernelRow& row, const Roof& roof) {
-  return std::max(static_cast<double>(row.cost.bytes) / roof.read_bytes_per_s,
-                  static_cast<double>(row.cost.flops) / roof.matrix_flops_per_s);
-}
-
 bool is_cold(const KernelRow& row, std::int64_t cache_bytes) {
   return row.turns * row.cost.bytes > 2 * cache_bytes;
 }

@@ -54,10 +54,6 @@ struct KernelReport {
 // Whether what a round of turns touches is over twice the last cache, so that no launch finds its data there.
 bool is_cold(const KernelRow& row, std::int64_t cache_bytes);
 
-// The least time that the rulers leave a launch: its bytes at the read rate or its flops at the matrix rate, whichever
-// takes longer.
-double bound_seconds(const KernelRow& row, const Roof& roof);
-
 // Throws a run error where an output is not what it must be.
 KernelReport run_kernel_bench(const KernelSetting& setting,
                               const std::function<void(std::int64_t done, std::int64_t total)>& progress);

@@ -48,6 +48,11 @@ Roof higher(const Roof& a, const Roof& b) {
           .matrix_flops_per_s = std::max(a.matrix_flops_per_s, b.matrix_flops_per_s)};
 }
 
+double bound_seconds(const Cost& cost, const Roof& roof) {
+  return std::max(static_cast<double>(cost.bytes) / roof.read_bytes_per_s,
+                  static_cast<double>(cost.flops) / roof.matrix_flops_per_s);
+}
+
 std::int64_t last_cache_bytes(DeviceKind device) {
   if (device == DeviceKind::kCuda) return device_info(device).l2_bytes;
   constexpr std::int64_t kUnknown = std::int64_t{64} << 20;  // some virtual machines do not tell

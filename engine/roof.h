@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "engine/core/cost.h"
 #include "engine/core/exec.h"
 
 namespace vesper {
@@ -18,6 +19,9 @@ Roof probe_roof(DeviceKind device);
 
 // Of two measurements of one machine the higher rates: what it could do.
 Roof higher(const Roof& a, const Roof& b);
+
+// The least time that the rulers leave: bytes at the read rate or flops at the matrix rate, whichever takes longer.
+double bound_seconds(const Cost& cost, const Roof& roof);
 
 // Bytes of the last cache before memory: data that fits it says nothing about memory.
 std::int64_t last_cache_bytes(DeviceKind device);

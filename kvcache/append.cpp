@@ -19,9 +19,8 @@ void append_kv(const Exec& exec, const TensorRef& qkv, const Rope& rope, const B
 Cost append_kv_cost(const KvShape& shape, int heads, const SideTables& tables, std::int64_t seqs) {
   const std::int64_t element = dtype_bytes(shape.dtype);
   const std::int64_t row = std::int64_t{heads + 2 * shape.kv_heads} * shape.head_dim;
-  const std::int64_t page_keys =
-      tables == SideTables{} ? 0 : std::int64_t{shape.kv_heads} * shape.page_tokens * shape.head_dim;
-  return {.bytes = seqs * ((2 * row + page_keys) * element + shape.side_table_bytes(tables)), .flops = seqs * 3 * row};
+  const Cost of_tables = side_tables_cost(shape, tables, seqs);
+  return {.bytes = seqs * 2 * row * element + of_tables.bytes, .flops = seqs * 3 * row + of_tables.flops};
 }
 
 }  // namespace vesper

@@ -10,4 +10,10 @@ void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv)
   cpu::update_side_tables(batch, kv);
 }
 
+Cost side_tables_cost(const KvShape& shape, const SideTables& tables, std::int64_t seqs) {
+  if (tables == SideTables{}) return {};
+  const std::int64_t keys = std::int64_t{shape.kv_heads} * shape.page_tokens * shape.head_dim;
+  return {.bytes = seqs * (keys * dtype_bytes(shape.dtype) + shape.side_table_bytes(tables)), .flops = seqs * 2 * keys};
+}
+
 }  // namespace vesper

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "engine/core/cost.h"
 #include "engine/core/exec.h"
 #include "engine/core/tensor.h"
 #include "kvcache/batch.h"
@@ -22,6 +23,9 @@ namespace vesper {
 // (key - zero) / scale in fp32, clamped to 0 ... 15; a scale of 0 gives codes of 0. Lines that hold no token are not
 // written.
 void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv);
+
+// Of a decode step: the keys of each sequence's newest page read, its tables written.
+Cost side_tables_cost(const KvShape& shape, const SideTables& tables, std::int64_t seqs);
 
 namespace cpu {
 void update_side_tables(const Batch& batch, const LayerKv& kv);

@@ -3,7 +3,6 @@
 #include <array>
 
 #include "engine/core/stream.h"
-#include "kvcache/side_tables.h"
 #include "models/norm.h"
 #include "models/projections.h"
 #include "models/rows.h"
@@ -92,10 +91,8 @@ void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& 
 
     stream.enter(exec, layer.attention_norm, config_.rms_eps, normed);
     project_qkv(exec, linear_, normed, layer.qkv, rope, batch, {.k = kv.k, .v = kv.v}, qkv, query);
-    if (mark_) mark_(exec, l, AttentionEdge::kBegin);
-    update_side_tables(exec, batch, attention.written(batch.phase, l, kv));
+    attention.update_tables(exec, l, kv, batch);
     attention.run(exec, l, query, kv, batch, attended);
-    if (mark_) mark_(exec, l, AttentionEdge::kEnd);
     linear(exec, linear_, attended, layer.o, partial);
     // `partial` is a rank's share of a sum over ranks; a reduction belongs here, before the residual takes it in.
     stream.addend = partial;

@@ -2,9 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
-#include <utility>
 
 #include "attention/attention.h"
 #include "engine/core/buffer.h"
@@ -14,10 +12,6 @@
 #include "models/weights.h"
 
 namespace vesper {
-
-// The stretch from rotated queries and stored keys to attended ones, of one layer: side tables, lists, attention.
-enum class AttentionEdge : std::uint8_t { kBegin, kEnd };
-using AttentionMark = std::function<void(const Exec& exec, int layer, AttentionEdge edge)>;
 
 // Llama: pre-norm blocks of rotary attention and a gated feed-forward.
 // Source: Touvron et al., arXiv 2302.13971 and 2307.09288; transformers, models/llama/modeling_llama.py.
@@ -42,11 +36,6 @@ class Decoder {
   // append pass, in every layer. Query states are of no use after it.
   void append_drawn(const Exec& exec, const Batch& batch, const DrawnKv& drawn);
 
-  // From now on `mark` is called where a layer's attention begins (before its side tables are brought up to date) and
-  // where it has ended, and may queue events on the step's stream; an empty one ends that.
-  void set_attention_mark(AttentionMark mark) { mark_ = std::move(mark); }
-  [[nodiscard]] bool has_attention_mark() const { return static_cast<bool>(mark_); }
-
   // Logits of chosen query tokens of the last forward.
   //   rows [n] query token numbers, on the step's device;  out [n, vocab] f32
   void logits(const Exec& exec, TensorView<const std::int32_t, 1> rows, const TensorRef& out);
@@ -64,7 +53,6 @@ class Decoder {
   RopeTable rope_table_;
   Buffer activations_;
   LinearContext linear_;
-  AttentionMark mark_;
 };
 
 }  // namespace vesper

@@ -98,6 +98,27 @@ TEST(BenchCommand, KernelsAreCheckedAgainstTheCpu) {
   }
 }
 
+TEST(BenchCommand, StagesStandBesideTheReport) {
+  const std::vector<std::string> run = {"--context", "128", "--attention", "dense", "quest:token_budget=32",
+                                        "--stages"};
+  const std::string text = run_well(bench(run)).out;
+  EXPECT_NE(text.find("| quest | 1 | score | "), std::string::npos) << text;
+  std::vector<std::string> as_json = run;
+  as_json.emplace_back("--json");
+  const Json stages = Json::parse(run_well(bench(as_json)).out).at("rows")[1].at("stages");
+  EXPECT_EQ(stages[0].at("stage"), "all");
+  EXPECT_GT(stages[0].at("us").get<double>(), 0.0);
+  EXPECT_GT(stages[0].at("bound_us").get<double>(), 0.0);
+}
+
+TEST(BenchCommand, ACrossoverIsALineOfConfigurationOrASentence) {
+  const std::string text = run_well(bench({"--context", "64,512", "--attention", "dense", "quest:token_budget=32",
+                                           "--fill", "synthetic", "--crossover"}))
+                               .out;
+  const bool found = text.find("--attention quest:token_budget=32,dense_below=") != std::string::npos;
+  EXPECT_TRUE(found || text.find("Not faster up to 512 tokens") != std::string::npos) << text;
+}
+
 TEST(BenchCommand, PeersWriteTheSameColumns) {
   const std::string peers = source_dir() + "/apps/peers/common.py";
   if (!std::ifstream(peers)) GTEST_SKIP() << "the peers are not on this machine";
@@ -132,6 +153,13 @@ TEST(BenchCommand, WhatCannotBeMeasuredIsRefused) {
   EXPECT_NE(refused(bench({"--context", "64", "--json", "--csv"})).find("expected only one of them"),
             std::string::npos);
   EXPECT_NE(refused(bench({"--context", "64", "--kernels"})).find("at least 1024"), std::string::npos);
+  EXPECT_NE(refused(bench({"--context", "64", "--stages", "--csv"})).find("Markdown or JSON"), std::string::npos);
+  EXPECT_NE(refused(bench({"--context", "64", "--crossover"})).find("the least and the largest"), std::string::npos);
+  EXPECT_NE(refused(bench({"--context", "64,128", "--crossover"})).find("dense alone"), std::string::npos);
+  EXPECT_NE(refused(bench({"--context", "64,128", "--crossover", "--attention", "dense",
+                           "quest:token_budget=32,dense_below=64"}))
+                .find("it is what is looked for"),
+            std::string::npos);
   EXPECT_NE(refused(bench({"--context", "16777216", "--batch", "4096"})).find("does not fit: it needs"),
             std::string::npos);
 }

@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <stdexcept>
+
+#include "engine/crossover.h"
 #include "tests/engine/device.h"
 
 namespace vesper {
@@ -114,6 +117,85 @@ TEST_F(BenchRun, AttentionsThatTakeTurnsKeepWhatTheyKeepAlone) {
     EXPECT_EQ(row.listed_tokens, together.rows[arm].listed_tokens) << attentions[arm];
     EXPECT_EQ(row.kept_mass, together.rows[arm].kept_mass) << attentions[arm];
   }
+}
+
+std::vector<std::string> stage_names(const BenchRow& row, const std::string& backend) {
+  std::vector<std::string> names;
+  for (const StageFigure& figure : row.stages) {
+    if (figure.backend == backend) names.push_back(figure.stage);
+  }
+  return names;
+}
+
+const StageFigure& stage_of(const BenchRow& row, const std::string& backend, const std::string& stage) {
+  for (const StageFigure& figure : row.stages) {
+    if (figure.backend == backend && figure.stage == stage) return figure;
+  }
+  throw std::out_of_range(stage);
+}
+
+TEST_F(BenchRun, StagesAreThoseThatTheBackendRuns) {
+  BenchSetting setting = setting_of({"dense", "quest:token_budget=64", "twilight:base_budget=128", "vattention"});
+  setting.contexts = {2048};
+  setting.batches = {2};
+  setting.stages = true;
+  setting.scores = {.sigma = {3.0, 3.0}, .locality = 0.9};
+  const BenchReport report = run_bench(setting, kFixedRoof);
+  EXPECT_EQ(stage_names(report.rows[0], "dense"), (std::vector<std::string>{"all", "attend"}));
+  for (std::size_t i = 1; i < report.rows.size(); ++i) {
+    const BenchRow& row = report.rows[i];
+    const std::string backend = i == 1 ? "quest" : i == 2 ? "twilight" : "vattention";
+    const std::vector<std::string> names = stage_names(row, backend);
+    ASSERT_GE(names.size(), 4U) << backend;
+    EXPECT_EQ(names.front(), "all");
+    EXPECT_EQ(stage_of(row, backend, "all").layers, 1);
+    EXPECT_EQ(stage_of(row, "dense", "all").layers, 2);
+    // The whole lasts as long as its stages, step by step; medians need not add up.
+    double seconds = 0.0;
+    std::int64_t bytes = 0;
+    for (const std::string& name : names) {
+      if (name == "all") continue;
+      const StageFigure& stage = stage_of(row, backend, name);
+      EXPECT_GT(stage.seconds, 0.0) << name;
+      EXPECT_GT(stage.cost.bytes, 0) << name;
+      seconds += stage.seconds;
+      bytes += stage.cost.bytes;
+    }
+    EXPECT_EQ(stage_of(row, backend, "all").cost.bytes, bytes);
+    EXPECT_LT(seconds, 4.0 * stage_of(row, backend, "all").seconds);
+    EXPECT_GT(seconds, 0.25 * stage_of(row, backend, "all").seconds);
+  }
+  // What attending reads is the lists that the device made: of quest four pages of two sequences and KV heads.
+  const ModelConfig config = model_config_of("synthetic:tiny");
+  const std::int64_t element = kTestDevice == DeviceKind::kCuda ? 2 : 4;
+  const std::int64_t listed = 2 * 2 * 64;
+  EXPECT_EQ(stage_of(report.rows[1], "quest", "attend").cost.bytes,
+            listed * (2 * config.head_dim * element + 4) + 2 * 2 * config.q_rows() * element);
+}
+
+TEST_F(BenchRun, ACrossoverIsBracketedByWhatWasMeasured) {
+  BenchSetting setting = setting_of({"dense", "quest:token_budget=512"});
+  setting.contexts = {512, 4096};
+  setting.batches = {1};
+  const CrossoverReport report = find_crossovers(setting, kFixedRoof);
+  ASSERT_EQ(report.crossovers.size(), 1U);
+  const Crossover& crossover = report.crossovers[0];
+  EXPECT_EQ(crossover.points.back().context, 4096);
+  EXPECT_FALSE(crossover.points.back().dense);
+  if (!crossover.dense_below) return;  // speeds are the machine's own affair
+  EXPECT_EQ(crossover.points.front().context, 512);
+  EXPECT_TRUE(crossover.points.front().dense);  // the budget covers it
+  EXPECT_GE(*crossover.dense_below, 512);
+  EXPECT_LT(*crossover.dense_below, 4096);
+}
+
+TEST(CrossoverLines, AreTheOnesThatAUserWrites) {
+  const Crossover plain{.attention = "twilight", .points = {}, .dense_below = 4096};
+  EXPECT_EQ(crossover_shorthand(plain), "twilight:dense_below=4096");
+  const Crossover quest{.attention = "quest:token_budget=2048,group=sum", .points = {}, .dense_below = 6144};
+  EXPECT_EQ(crossover_shorthand(quest), "quest:token_budget=2048,group=sum,dense_below=6144");
+  EXPECT_EQ(crossover_rule(quest),
+            R"({ "layers": "2-", "backend": "quest", "dense_below": 6144, "group": "sum", "token_budget": 2048 })");
 }
 
 }  // namespace

@@ -1,0 +1,21 @@
+// The stages of a layer's attention in a decode step, told as they are queued to whoever times them.
+#pragma once
+
+#include <functional>
+#include <string_view>
+
+#include "engine/core/cost.h"
+#include "engine/core/exec.h"
+
+namespace vesper {
+
+// What a stage cannot do without. How long lists are is known on the device alone, so it may read there and wait: it is
+// called, if at all, after the stage's own work was queued and before that of the next.
+using StageCost = std::function<Cost()>;
+
+// Called where a stage begins; it ends where the layer's next one begins, or where `stage` is empty: then the layer's
+// attention has ended. Names are those of the work that is queued, joined by '+' where one launch does what elsewhere
+// takes several ("score+select").
+using StageMark = std::function<void(const Exec& exec, int layer, std::string_view stage, const StageCost& cost)>;
+
+}  // namespace vesper

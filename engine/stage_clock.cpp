@@ -1,0 +1,132 @@
+#include "engine/stage_clock.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "engine/statistics.h"
+
+namespace vesper {
+namespace {
+
+constexpr std::size_t kMostMarks = 16;  // of a layer: more than any backend's stages and the end
+
+// The mean over layers of each step, then the median.
+double median_of_means(const std::vector<const std::vector<double>*>& layers) {
+  std::vector<double> means;
+  for (std::size_t step = 0; step < layers.front()->size(); ++step) {
+    double sum = 0.0;
+    for (const std::vector<double>* layer : layers) sum += (*layer)[step];
+    means.push_back(sum / static_cast<double>(layers.size()));
+  }
+  return quantile(means, 0.5);
+}
+
+}  // namespace
+
+StageClock::StageClock(DeviceKind device, int layers, bool inner)
+    : cuda_(device == DeviceKind::kCuda), inner_(inner), layers_(static_cast<std::size_t>(layers)) {
+  if (cuda_) {
+    events_.resize(layers_.size() * kMostMarks);
+  } else {
+    moments_.resize(layers_.size() * kMostMarks);
+  }
+}
+
+StageMark StageClock::mark() {
+  return [this](const Exec& exec, int layer, std::string_view stage, const StageCost& cost) {
+    take(exec, layer, stage, cost);
+  };
+}
+
+void StageClock::take(const Exec& exec, int number, std::string_view stage, const StageCost& cost) {
+  Layer& layer = layers_[static_cast<std::size_t>(number)];
+  if (asks_ && pending_) layer.costs.push_back(pending_());
+  pending_ = asks_ && !stage.empty() ? cost : StageCost{};
+  if (!layer.open) {
+    layer.stages.clear();
+    if (asks_) layer.costs.clear();
+  }
+  const bool first = !layer.open;
+  layer.open = !stage.empty();
+  if (layer.open) layer.stages.emplace_back(stage);
+  if (!first && !inner_ && layer.open) return;
+  const std::size_t at =
+      static_cast<std::size_t>(number) * kMostMarks + (inner_       ? layer.stages.size() - (layer.open ? 1 : 0)
+                                                       : layer.open ? 0
+                                                                    : 1);
+  assert(layer.stages.size() < kMostMarks);
+  if (cuda_) {
+    events_[at].record(exec);
+  } else {
+    moments_[at] = Clock::now();
+  }
+}
+
+double StageClock::between(std::size_t layer, std::size_t from, std::size_t to) const {
+  const std::size_t first = layer * kMostMarks;
+  if (cuda_) return static_cast<double>(events_[first + to].ms_since(events_[first + from])) * 1e-3;
+  return std::chrono::duration<double>(moments_[first + to] - moments_[first + from]).count();
+}
+
+void StageClock::read() {
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    Layer& layer = layers_[l];
+    layer.whole.push_back(between(l, 0, inner_ ? layer.stages.size() : 1));
+    if (!inner_) continue;
+    layer.seconds.resize(layer.stages.size());
+    for (std::size_t i = 0; i < layer.stages.size(); ++i) layer.seconds[i].push_back(between(l, i, i + 1));
+  }
+}
+
+double StageClock::layer_seconds() const {
+  std::vector<const std::vector<double>*> all;
+  for (const Layer& layer : layers_) all.push_back(&layer.whole);
+  return median_of_means(all);
+}
+
+std::vector<StageFigure> StageClock::figures(const std::vector<BackendConfig>& backends) const {
+  std::vector<StageFigure> figures;
+  std::vector<BackendConfig> done;
+  for (const BackendConfig& config : backends) {
+    if (std::find(done.begin(), done.end(), config) != done.end()) continue;
+    done.push_back(config);
+    std::vector<const Layer*> own;
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+      if (backends[l] == config) own.push_back(&layers_[l]);
+    }
+    const auto layers = static_cast<std::int64_t>(own.size());
+    const auto figure = [&](const std::string& stage, const auto& times_of, const auto& cost_of) {
+      std::vector<const std::vector<double>*> times;
+      Cost cost;
+      for (const Layer* layer : own) {
+        times.push_back(times_of(*layer));
+        const Cost one = cost_of(*layer);
+        cost.bytes += one.bytes;
+        cost.flops += one.flops;
+      }
+      figures.push_back({.backend = std::string(backend_name(config)),
+                         .stage = stage,
+                         .layers = static_cast<int>(layers),
+                         .seconds = median_of_means(times),
+                         .cost = {.bytes = cost.bytes / layers, .flops = cost.flops / layers}});
+    };
+    figure(
+        "all", [](const Layer& layer) { return &layer.whole; },
+        [](const Layer& layer) {
+          Cost sum;
+          for (const Cost& cost : layer.costs) {
+            sum.bytes += cost.bytes;
+            sum.flops += cost.flops;
+          }
+          return sum;
+        });
+    for (std::size_t i = 0; inner_ && i < own.front()->stages.size(); ++i) {
+      figure(
+          own.front()->stages[i], [i](const Layer& layer) { return &layer.seconds[i]; },
+          [i](const Layer& layer) { return i < layer.costs.size() ? layer.costs[i] : Cost{}; });
+    }
+  }
+  return figures;
+}
+
+}  // namespace vesper
