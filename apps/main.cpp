@@ -22,7 +22,7 @@ constexpr int kFailed = 1;
 constexpr int kWrongRequest = 2;
 
 constexpr std::array kCommands = {&make_generate, &make_chat,    &make_tokenize, &make_logits, &make_attend,
-                                  &make_info,     &make_compare, &make_eval,     &make_bench};
+                                  &make_info,     &make_compare, &make_eval,     &make_bench,  &make_repro};
 
 void set_up_logging(const std::string& level) {
   auto logger = spdlog::stderr_color_mt("vesper");

@@ -28,6 +28,7 @@ Command make_eval(CLI::App& root);
 Command make_info(CLI::App& root);
 Command make_compare(CLI::App& root);
 Command make_bench(CLI::App& root);
+Command make_repro(CLI::App& root);
 
 // Most tokens that a flag may ask for; far more than memory holds, far less than 32 bits do.
 inline constexpr std::int64_t kMaxTokens = 1 << 24;

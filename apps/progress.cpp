@@ -20,6 +20,9 @@ std::string amount_of(ProgressUnit unit, std::int64_t done, std::int64_t total, 
     return fmt::format("{} of {}, {}/s", format_bytes(done), format_bytes(total),
                        format_bytes(static_cast<std::int64_t>(rate)));
   }
+  if (unit == ProgressUnit::kCells) {
+    return fmt::format("{:.1f} of {} cells", static_cast<double>(done) / 1000.0, total / 1000);
+  }
   const char* what = unit == ProgressUnit::kTokens ? "tokens" : unit == ProgressUnit::kSamples ? "samples" : "steps";
   return fmt::format("{} of {} {}, {:.0f}/s", done, total, what, rate);
 }

@@ -7,7 +7,8 @@
 
 namespace vesper {
 
-enum class ProgressUnit : std::uint8_t { kBytes, kTokens, kSamples, kSteps };
+// Cells are counted in thousandths.
+enum class ProgressUnit : std::uint8_t { kBytes, kTokens, kSamples, kSteps, kCells };
 
 // Redraws one line of stderr at most ten times a second: title, share, amount, rate, time left. Nothing for what takes
 // less than half a second. finish() clears it and begins anew.

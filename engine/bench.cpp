@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 
 #include "engine/bench_cell.h"
 #include "engine/core/error.h"
@@ -12,13 +11,9 @@
 namespace vesper {
 namespace {
 
-// Of the free memory, what engines may take: the rest is for what looks at them.
-constexpr double kMemoryShare = 0.95;
-
 class Bench {
  public:
-  Bench(const BenchSetting& setting, const BenchHooks& hooks)
-      : setting_(setting), hooks_(hooks), config_(model_config_of(setting.model)) {
+  Bench(const BenchSetting& setting, const BenchHooks& hooks) : setting_(setting), hooks_(hooks) {
     for (const int context : setting.contexts) {
       if (context > setting.max_tokens) continue;
       refuse({"planning the bench", fmt::format("--context {} with --max-tokens {}", context, setting.max_tokens),
@@ -58,16 +53,11 @@ class Bench {
   }
 
   void plan_batch(WeightFormat weights, int batch) {
-    const std::int64_t free_bytes = device_info(setting_.engine.limits.device).free_bytes;
     BatchPlan fits{.batch = batch, .options = {}, .contexts = {}};
     for (const int context : setting_.contexts) {
       const EngineOptions options = bench_engine_options(setting_, weights, context, batch);
-      const MemoryPlan plan =
-          plan_engine_memory(setting_.model, config_, options, std::numeric_limits<std::int64_t>::max());
-      if (static_cast<double>(plan.total_bytes) > kMemoryShare * static_cast<double>(free_bytes)) {
-        report_.skipped.push_back(fmt::format("weights {}, context {}, batch {} does not fit: it needs {}, {} are free",
-                                              weight_format_name(weights), context, batch,
-                                              format_bytes(plan.total_bytes), format_bytes(free_bytes)));
+      if (const std::optional<std::string> reason = does_not_fit(setting_, options)) {
+        report_.skipped.push_back(*reason);
         continue;
       }
       if (fits.contexts.empty() || context > fits.options.limits.max_context) fits.options = options;
@@ -97,7 +87,6 @@ class Bench {
 
   const BenchSetting& setting_;
   const BenchHooks& hooks_;
-  ModelConfig config_;
   BenchReport report_;
   std::vector<BatchPlan> plans_;
   std::int64_t done_ = 0;

@@ -1,7 +1,10 @@
 #include "engine/bench_cell.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
+#include <limits>
 
 #include "engine/core/error.h"
 #include "engine/eval_attention.h"
@@ -15,6 +18,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kWarmUpSteps = 3;
 constexpr int kLookSteps = 4;
 constexpr double kConfidence = 0.95;
+// Of the free memory, what engines may take: the rest is for what looks at them.
+constexpr double kMemoryShare = 0.95;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -219,6 +224,16 @@ EngineOptions bench_engine_options(const BenchSetting& setting, WeightFormat wei
   options.attention = setting.attentions[0];
   options.other_attention.assign(setting.attentions.begin() + 1, setting.attentions.end());
   return options;
+}
+
+std::optional<std::string> does_not_fit(const BenchSetting& setting, const EngineOptions& options) {
+  const std::int64_t free_bytes = device_info(options.limits.device).free_bytes;
+  const MemoryPlan plan = plan_engine_memory(setting.model, model_config_of(setting.model), options,
+                                             std::numeric_limits<std::int64_t>::max());
+  if (static_cast<double>(plan.total_bytes) <= kMemoryShare * static_cast<double>(free_bytes)) return {};
+  return fmt::format("weights {}, context {}, batch {} does not fit: it needs {}, {} are free",
+                     weight_format_name(options.weights), options.limits.max_context, options.limits.max_seqs,
+                     format_bytes(plan.total_bytes), format_bytes(free_bytes));
 }
 
 BenchEngine::BenchEngine(const BenchSetting& setting, const EngineOptions& options, const Progress& loading)

@@ -12,6 +12,9 @@ namespace vesper {
 // Options of an engine with all the setting's attentions, for contexts of at most `context`.
 EngineOptions bench_engine_options(const BenchSetting& setting, WeightFormat weights, int context, int batch);
 
+// Why an engine with these options would not fit what is free; nothing where it fits.
+std::optional<std::string> does_not_fit(const BenchSetting& setting, const EngineOptions& options);
+
 class BenchEngine {
  public:
   // `options`: of bench_engine_options. `setting` must outlive it.

@@ -16,16 +16,10 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Reading kernels have been seen 1 % over a probe's median; what is farther above it was not read.
-constexpr double kRoofTolerance = 1.03;
 // Step bytes under this many times the last cache may come from it.
 constexpr double kCacheFactor = 4.0;
 // Below it a speed-up may be noise that no interval of few repeats excludes.
 constexpr double kSpeedup = 1.03;
-
-Json optional_json(const std::optional<double>& value) {
-  return value ? Json(*value) : Json();
-}
 
 Json ms(double seconds) {
   return seconds * 1e3;
@@ -124,13 +118,6 @@ std::string csv_text(const std::string& text) {
   return quoted;
 }
 
-std::string csv_value(const Json& value) {
-  if (value.is_null()) return "";
-  if (value.is_string()) return csv_text(value.get<std::string>());
-  if (value.is_number_float()) return fmt::format("{:.6g}", value.get<double>());
-  return value.dump();
-}
-
 std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> words(1);
   for (const char c : text) {
@@ -144,6 +131,17 @@ std::vector<std::string> split(const std::string& text, char separator) {
 }
 
 }  // namespace
+
+nlohmann::json optional_json(const std::optional<double>& value) {
+  return value ? Json(*value) : Json();
+}
+
+std::string csv_value(const Json& value) {
+  if (value.is_null()) return "";
+  if (value.is_string()) return csv_text(value.get<std::string>());
+  if (value.is_number_float()) return fmt::format("{:.6g}", value.get<double>());
+  return value.dump();
+}
 
 double mean_step_s(const BenchRow& row) {
   return mean(row.step_s);

@@ -72,9 +72,17 @@ struct BenchColumn {
 };
 std::span<const BenchColumn> bench_columns();
 
+// A number, or null.
+nlohmann::json optional_json(const std::optional<double>& value);
+// A value as a field of CSV (RFC 4180); null is empty.
+std::string csv_value(const nlohmann::json& value);
+
 // One line of CSV each, without the newline.
 std::string csv_head();
 std::string csv_line(const BenchRow& row);
+
+// Reading kernels have been seen 1 % over a probe's median; what is farther above it was not read.
+inline constexpr double kRoofTolerance = 1.03;
 
 // Throws a run error for a figure that cannot be: bytes over 1.03 x the roof probed in the same run, or a speed-up of
 // an attention that is to be sparse whose device counters say that it read everything.

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <map>
 
 #include "engine/bench_cell.h"
@@ -15,7 +14,6 @@ namespace {
 
 constexpr double kNear = 1.1;     // the two ends of an answer are no farther apart
 constexpr int kContextUnit = 64;  // measured contexts are multiples of it
-constexpr double kMemoryShare = 0.95;
 
 void check(const BenchSetting& setting) {
   const std::string doing = "planning the crossover";
@@ -71,7 +69,9 @@ class Search {
   CrossoverReport run() {
     const EngineOptions options =
         bench_engine_options(setting_, setting_.weights[0], setting_.contexts[1], setting_.batches[0]);
-    check_fits(options);
+    if (const std::optional<std::string> reason = does_not_fit(setting_, options)) {
+      refuse({"planning the crossover", *reason, "the largest context to fit", "lower --context or --batch"});
+    }
     BenchEngine engine(setting_, options, hooks_.loading);
     CrossoverReport report;
     report.clocks_before = read_clocks();
@@ -85,16 +85,6 @@ class Search {
   }
 
  private:
-  void check_fits(const EngineOptions& options) const {
-    const MemoryPlan plan = plan_engine_memory(setting_.model, model_config_of(setting_.model), options,
-                                               std::numeric_limits<std::int64_t>::max());
-    const std::int64_t free_bytes = device_info(options.limits.device).free_bytes;
-    if (static_cast<double>(plan.total_bytes) <= kMemoryShare * static_cast<double>(free_bytes)) return;
-    refuse({"planning the crossover",
-            fmt::format("a need of {} where {} are free", format_bytes(plan.total_bytes), format_bytes(free_bytes)),
-            "the largest context to fit", "lower --context or --batch"});
-  }
-
   // Steps of this many contexts are to come at most.
   [[nodiscard]] int most_contexts() const {
     const double span = std::log(static_cast<double>(setting_.contexts[1]) / setting_.contexts[0]) / std::log(kNear);

@@ -23,7 +23,10 @@ std::int64_t partial_floats(const AttentionLimits& limits) {
 }  // namespace
 
 AttentionFidelity::AttentionFidelity(const Engine& engine)
-    : limits_(engine.attention_limits()),
+    : AttentionFidelity(engine.attention_limits(), engine.attention_config().layers) {}
+
+AttentionFidelity::AttentionFidelity(const AttentionLimits& limits, const std::vector<BackendConfig>& backends)
+    : limits_(limits),
       exact_(limits_),
       partials_(limits_.memory(), partial_floats(limits_) * 4, "the partial results of a probe"),
       out_(limits_.memory(),
@@ -32,7 +35,7 @@ AttentionFidelity::AttentionFidelity(const Engine& engine)
       lse_(limits_.memory(), std::int64_t{limits_.max_seqs} * limits_.shape.heads * 4, "the log-sum-exp of a probe"),
       no_weight_(limits_.memory(), std::int64_t{limits_.max_seqs} * limits_.shape.kv_heads * 4,
                  "the weights of a probe") {
-  for (const BackendConfig& layer : engine.attention_config().layers) {
+  for (const BackendConfig& layer : backends) {
     LayerFidelity& fidelity = layers_.emplace_back();
     fidelity.backend = backend_name(layer);
     fidelity.error.resize(static_cast<std::size_t>(limits_.shape.heads));

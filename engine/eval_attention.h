@@ -23,6 +23,8 @@ class AttentionFidelity {
  public:
   // `engine` must outlive it; what it takes on the device comes on top of the engine's memory plan.
   explicit AttentionFidelity(const Engine& engine);
+  // Of steps that no engine takes: what their attention was built for, and each layer's backend.
+  AttentionFidelity(const AttentionLimits& limits, const std::vector<BackendConfig>& backends);
 
   void look(const Exec& exec, const AttendedLayer& layer);
 

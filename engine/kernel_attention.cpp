@@ -26,36 +26,6 @@ constexpr float kTopP = 0.85F;
 constexpr int kPrefillTokens = 2048;
 constexpr int kMinSplitTokens = 128;
 
-// A list of the first sequence and KV head on the host.
-struct HostList {
-  std::vector<std::int32_t> index, numbers;
-  std::vector<float> weight;
-  Selection list;
-
-  HostList(SelectionUnit unit, std::int64_t capacity)
-      : index(static_cast<std::size_t>(capacity)), numbers(2, 0), weight(1, 0.0F) {
-    list.unit = unit;
-    list.index = TensorView<std::int32_t, 3>(index.data(), 1, 1, capacity);
-    list.count = TensorView<std::int32_t, 2>(numbers.data(), 1, 1);
-    list.tail_begin = TensorView<std::int32_t, 2>(numbers.data() + 1, 1, 1);
-    list.tail_log_weight = TensorView<float, 2>(weight.data(), 1, 1);
-  }
-  HostList(const Exec& exec, const Selection& device) : HostList(device.unit, device.index.shape(2)) {
-    copy_bytes(exec, index.data(), device.index.data(), static_cast<std::int64_t>(index.size()) * 4);
-    copy_bytes(exec, numbers.data(), device.count.data(), 4);
-    copy_bytes(exec, numbers.data() + 1, device.tail_begin.data(), 4);
-    copy_bytes(exec, weight.data(), device.tail_log_weight.data(), 4);
-    synchronize(exec);
-  }
-  HostList(const HostList&) = delete;
-  HostList& operator=(const HostList&) = delete;
-  HostList(HostList&&) = delete;
-  HostList& operator=(HostList&&) = delete;
-  ~HostList() = default;
-
-  [[nodiscard]] std::vector<std::int32_t> entries() const { return {index.begin(), index.begin() + numbers[0]}; }
-};
-
 std::string same_list(const std::string& what, const HostList& found, const HostList& expected) {
   if (found.entries() == expected.entries()) return fmt::format("CPU, same list of {}", found.numbers[0]);
   fail({"checking the output of " + what, fmt::format("a list of {} entries", found.numbers[0]),
@@ -158,16 +128,6 @@ class AttentionKernels {
     return {begin, begin + std::int64_t{shape_.group()} * shape_.head_dim};
   }
 
-  // Kernels may round weights to the cache's type before they multiply values (once), and round the result: two
-  // roundings of sum w |v|. Sums in fp32 and the exponential add less than 2^-12 of it at these lengths.
-  [[nodiscard]] std::string check_attended(const std::string& what, const std::vector<float>& found,
-                                           const KernelTruth::Attended& expected) const {
-    const float rounding = world_.dtype() == DType::kBf16 ? 0x1p-8F : world_.dtype() == DType::kF16 ? 0x1p-11F : 0.0F;
-    std::vector<float> bound;
-    for (const float absolute : expected.absolute) bound.push_back((2 * rounding + 0x1p-12F) * absolute + 1e-30F);
-    return check_near(what, found, expected.out, bound);
-  }
-
   // Two sums of head_dim products in different orders.
   [[nodiscard]] std::vector<float> score_bounds(std::size_t count, float factor) const {
     const float bound =
@@ -202,7 +162,7 @@ class AttentionKernels {
           backend.run(exec_, {.number = turn, .kv = world_.kv(turn), .counters = {}}, world_.q(turn), batch_,
                       world_.out(turn), {});
         });
-    row.check = check_attended(row.kernel, group_rows(world_.out(0)), truth_->attend(nullptr));
+    row.check = check_attended(row.kernel, world_.dtype(), group_rows(world_.out(0)), truth_->attend(nullptr));
   }
 
   void attend(const std::string& kernel, const Selection& list, int min_entries) {
@@ -220,7 +180,7 @@ class AttentionKernels {
                           world_.out(turn), world_.lse(turn));
         });
     const HostList host(exec_, list);
-    row.check = check_attended(row.kernel, group_rows(world_.out(0)), truth_->attend(&host.list));
+    row.check = check_attended(row.kernel, world_.dtype(), group_rows(world_.out(0)), truth_->attend(&host.list));
   }
 
   void quest() {
@@ -374,7 +334,7 @@ class AttentionKernels {
                           attend_prefill_cost(shape_, world_.dtype(), tokens, world_.context()),
                           [&](int turn) { attend_prefill(exec_, shape_, q, world_.kv(turn), batch, out); });
     row.batch = 1;
-    row.check = check_attended(row.kernel, group_rows(out, tokens - 1), truth_->attend(nullptr));
+    row.check = check_attended(row.kernel, world_.dtype(), group_rows(out, tokens - 1), truth_->attend(nullptr));
   }
 
   Exec exec_;

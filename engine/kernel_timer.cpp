@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cassert>
 #include <chrono>
 #include <cmath>
@@ -25,34 +24,45 @@ constexpr std::int64_t kMostHostTurns = 8;  // a CPU's times say little; its tur
 }  // namespace
 
 std::vector<double> time_turns(const Exec& exec, int turns, const std::function<void(int turn)>& queue) {
-  const auto all = [&] {
+  return time_arms(exec, turns, {queue}).front();
+}
+
+std::vector<std::vector<double>> time_arms(const Exec& exec, int turns, const std::vector<QueueTurn>& queues) {
+  const auto all = [&](const QueueTurn& queue) {
     for (int turn = 0; turn < turns; ++turn) queue(turn);
   };
-  std::vector<double> seconds;
-  all();  // loads code, finds algorithms, fills the output that is checked
+  std::vector<std::vector<double>> seconds(queues.size());
+  for (const QueueTurn& queue : queues) all(queue);  // loads code, finds algorithms, fills the output that is checked
   synchronize(exec);
   if (!exec.on_cuda()) {
     for (int i = 0; i < kHostReplays; ++i) {
-      const auto begin = std::chrono::steady_clock::now();
-      all();
-      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / turns);
+      for (std::size_t arm = 0; arm < queues.size(); ++arm) {
+        const auto begin = std::chrono::steady_clock::now();
+        all(queues[arm]);
+        const double passed = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        seconds[arm].push_back(passed / turns);
+      }
     }
     return seconds;
   }
   const int rounds = std::max(1, kLeastLaunches / turns);
-  const Graph graph = Graph::capture(exec, [&] {
-    for (int round = 0; round < rounds; ++round) all();
-  });
-  graph.launch(exec);
-  std::array<Event, kDeviceReplays + 1> events;
+  std::vector<Graph> graphs;
+  for (const QueueTurn& queue : queues) {
+    graphs.push_back(Graph::capture(exec, [&] {
+      for (int round = 0; round < rounds; ++round) all(queue);
+    }));
+    graphs.back().launch(exec);
+  }
+  std::vector<Event> events(kDeviceReplays * queues.size() + 1);
   events[0].record(exec);
-  for (std::size_t i = 0; i < kDeviceReplays; ++i) {
-    graph.launch(exec);
+  for (std::size_t i = 0; i + 1 < events.size(); ++i) {
+    graphs[i % graphs.size()].launch(exec);
     events[i + 1].record(exec);
   }
   synchronize(exec);
-  for (std::size_t i = 0; i < kDeviceReplays; ++i) {
-    seconds.push_back(static_cast<double>(events[i + 1].ms_since(events[i])) * 1e-3 / (rounds * turns));
+  for (std::size_t i = 0; i + 1 < events.size(); ++i) {
+    const double passed = static_cast<double>(events[i + 1].ms_since(events[i])) * 1e-3;
+    seconds[i % graphs.size()].push_back(passed / (rounds * turns));
   }
   return seconds;
 }
@@ -60,8 +70,8 @@ std::vector<double> time_turns(const Exec& exec, int turns, const std::function<
 int turns_over(DeviceKind device, std::int64_t bytes, std::int64_t touched, std::int64_t room) {
   const std::int64_t most = device == DeviceKind::kCuda ? kMostTurns : kMostHostTurns;
   const std::int64_t wanted = kCacheFactor * last_cache_bytes(device) / touched + 1;
-  const std::int64_t turns = std::min(std::clamp<std::int64_t>(wanted, 2, most), room / bytes);
-  return turns < 2 ? 0 : static_cast<int>(turns);
+  const std::int64_t turns = std::min(std::min(wanted, most), room / bytes);
+  return turns < std::min<std::int64_t>(wanted, 2) ? 0 : static_cast<int>(turns);
 }
 
 std::string check_near(const std::string& what, const std::vector<float>& found, const std::vector<float>& expected,

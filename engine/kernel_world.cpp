@@ -6,6 +6,8 @@
 #include "engine/core/error.h"
 #include "engine/core/stream.h"
 #include "engine/exact_step.h"
+#include "engine/kernel_timer.h"
+#include "engine/statistics.h"
 #include "kvcache/append.h"
 #include "kvcache/side_tables.h"
 #include "models/fill.h"
@@ -270,6 +272,49 @@ KernelTruth::Attended KernelTruth::attend(const Selection* list) const {
     }
   }
   return attended;
+}
+
+double KernelTruth::sigma() const {
+  double sum = 0.0;
+  for (int h = 0; h < shape_.heads; ++h) {
+    Moments scores;
+    const float* q = q_.data() + std::int64_t{h} * shape_.head_dim;
+    for (int t = 0; t < batch_.max_kv_len; ++t) {
+      const float* page = k_.data() + std::int64_t{t / shape_.page_tokens} * shape_.page_tokens * shape_.head_dim;
+      double score = 0.0;
+      for (int d = 0; d < shape_.head_dim; ++d) {
+        score += static_cast<double>(q[d]) * page[tile_offset(t % shape_.page_tokens, d, shape_.head_dim)];
+      }
+      scores.add(score * shape_.scale);
+    }
+    sum += std::sqrt(scores.variance());
+  }
+  return sum / shape_.heads;
+}
+
+HostList::HostList(SelectionUnit unit, std::int64_t capacity)
+    : index(static_cast<std::size_t>(capacity)), numbers(2, 0), weight(1, 0.0F) {
+  list.unit = unit;
+  list.index = TensorView<std::int32_t, 3>(index.data(), 1, 1, capacity);
+  list.count = TensorView<std::int32_t, 2>(numbers.data(), 1, 1);
+  list.tail_begin = TensorView<std::int32_t, 2>(numbers.data() + 1, 1, 1);
+  list.tail_log_weight = TensorView<float, 2>(weight.data(), 1, 1);
+}
+
+HostList::HostList(const Exec& exec, const Selection& device) : HostList(device.unit, device.index.shape(2)) {
+  copy_bytes(exec, index.data(), device.index.data(), static_cast<std::int64_t>(index.size()) * 4);
+  copy_bytes(exec, numbers.data(), device.count.data(), 4);
+  copy_bytes(exec, numbers.data() + 1, device.tail_begin.data(), 4);
+  copy_bytes(exec, weight.data(), device.tail_log_weight.data(), 4);
+  synchronize(exec);
+}
+
+std::string check_attended(const std::string& what, DType dtype, const std::vector<float>& found,
+                           const KernelTruth::Attended& expected) {
+  const float rounding = dtype == DType::kBf16 ? 0x1p-8F : dtype == DType::kF16 ? 0x1p-11F : 0.0F;
+  std::vector<float> bound;
+  for (const float absolute : expected.absolute) bound.push_back((2 * rounding + 0x1p-12F) * absolute + 1e-30F);
+  return check_near(what, found, expected.out, bound);
 }
 
 }  // namespace vesper

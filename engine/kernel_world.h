@@ -73,6 +73,8 @@ class KernelTruth {
   // Largest |k| and sum of |q| of a head: bounds of a score's rounding are made of them.
   [[nodiscard]] float largest_key() const { return largest_key_; }
   [[nodiscard]] float query_sum() const { return query_sum_; }
+  // Standard deviation of the scores q . k / sqrt(head_dim) over the keys, mean over the group's heads.
+  [[nodiscard]] double sigma() const;
   // Page bounds of the last page: as they were stored, and from remake_tables() on as the CPU makes them of its keys.
   [[nodiscard]] std::vector<float> last_bounds() const;
   void remake_tables();
@@ -95,5 +97,29 @@ class KernelTruth {
   float largest_key_ = 0.0F;
   float query_sum_ = 0.0F;
 };
+
+// A list of the first sequence and KV head on the host.
+struct HostList {
+  std::vector<std::int32_t> index, numbers;
+  std::vector<float> weight;
+  Selection list;
+
+  HostList(SelectionUnit unit, std::int64_t capacity);
+  // As the device made it. Waits.
+  HostList(const Exec& exec, const Selection& device);
+  HostList(const HostList&) = delete;
+  HostList& operator=(const HostList&) = delete;
+  HostList(HostList&&) = delete;
+  HostList& operator=(HostList&&) = delete;
+  ~HostList() = default;
+
+  [[nodiscard]] std::vector<std::int32_t> entries() const { return {index.begin(), index.begin() + numbers[0]}; }
+};
+
+// check_near for attention's output: kernels may round weights to the cache's type before they multiply values (once),
+// and round the result: two roundings of sum w |v|. Sums in fp32 and the exponential add less than 2^-12 of it at these
+// lengths.
+std::string check_attended(const std::string& what, DType dtype, const std::vector<float>& found,
+                           const KernelTruth::Attended& expected);
 
 }  // namespace vesper

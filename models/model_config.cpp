@@ -90,25 +90,6 @@ void read_heads(const ConfigKeys& keys, const Family& family, ModelConfig& confi
   }
 }
 
-// Where configs/ may lie, the first that holds models/ counts.
-fs::path synthetic_folder() {
-  if (const char* given = std::getenv("VESPER_CONFIGS"); given != nullptr) {
-    fs::path folder = fs::path(given) / "models";
-    if (fs::is_directory(folder)) return folder;
-    refuse({"looking for model shapes", "no folder " + folder.string(), "one, since VESPER_CONFIGS is set",
-            "set VESPER_CONFIGS to the configs folder or unset it"});
-  }
-  std::error_code ignored;
-  const fs::path binary = fs::read_symlink("/proc/self/exe", ignored).parent_path();
-  const std::array<fs::path, 3> candidates = {binary / "../configs/models", binary / "../../configs/models",
-                                              fs::path(VESPER_SOURCE_CONFIGS) / "models"};
-  for (const fs::path& candidate : candidates) {
-    if (fs::is_directory(candidate, ignored)) return candidate.lexically_normal();
-  }
-  refuse({"looking for model shapes", "no configs/models beside " + binary.string(),
-          "the folder that comes with vesper", "set VESPER_CONFIGS to the configs folder"});
-}
-
 }  // namespace
 
 std::int64_t ModelConfig::parameters() const {
@@ -158,8 +139,27 @@ ModelConfig load_model_config(const std::string& folder) {
   return config;
 }
 
+std::string configs_folder(const std::string& name) {
+  const std::string doing = "looking for configs/" + name;
+  if (const char* given = std::getenv("VESPER_CONFIGS"); given != nullptr) {
+    const fs::path folder = fs::path(given) / name;
+    if (fs::is_directory(folder)) return folder.string();
+    refuse({doing, "no folder " + folder.string(), "one, since VESPER_CONFIGS is set",
+            "set VESPER_CONFIGS to the configs folder or unset it"});
+  }
+  std::error_code ignored;
+  const fs::path binary = fs::read_symlink("/proc/self/exe", ignored).parent_path();
+  const std::array<fs::path, 3> candidates = {binary / "../configs" / name, binary / "../../configs" / name,
+                                              fs::path(VESPER_SOURCE_CONFIGS) / name};
+  for (const fs::path& candidate : candidates) {
+    if (fs::is_directory(candidate, ignored)) return candidate.lexically_normal().string();
+  }
+  refuse({doing, "none beside " + binary.string(), "the folder that comes with vesper",
+          "set VESPER_CONFIGS to the configs folder"});
+}
+
 ModelConfig synthetic_model_config(const std::string& name) {
-  const fs::path folder = synthetic_folder();
+  const fs::path folder = configs_folder("models");
   std::vector<std::string> known;
   for (const auto& entry : fs::directory_iterator(folder)) {
     if (entry.path().extension() == ".json") known.push_back(entry.path().stem().string());

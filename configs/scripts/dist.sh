@@ -9,12 +9,12 @@ version=$(sed -n "s/^CMAKE_PROJECT_VERSION:STATIC=//p" "$build/CMakeCache.txt")
 name=vesper-$version-linux-x86_64
 bundle=dist/$name
 rm -rf "$bundle" "$bundle.tar.xz"
-mkdir -p "$bundle"/{bin,lib/fallback,configs,tests,licenses}
+mkdir -p "$bundle"/{apps,bin,lib/fallback,configs,tests,licenses}
 
 cp "$build/bin/vesper" "$bundle/bin/"
 cp "$build"/tests/*_test tests/run.sh tests/gpu.sh tests/count.awk "$bundle/tests/"
 cp LICENSE README.md "$bundle/"
-for folder in configs/demo configs/models configs/attention configs/scripts tests/golden; do
+for folder in configs/demo configs/models configs/attention configs/repro configs/scripts apps/plots tests/golden; do
   [[ ! -d $folder ]] || cp -RL "$folder" "$bundle/$folder"
 done
 programs=("$bundle"/bin/vesper "$bundle"/tests/*_test)
