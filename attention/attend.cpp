@@ -7,6 +7,7 @@ namespace {
 
 // A split shorter than this many tokens costs more to merge than it saves.
 constexpr int kMinSplitTokens = 128;
+constexpr std::int64_t kLongSplitTokens = 8192;
 
 constexpr int divide_up(int a, int b) {
   return (a + b - 1) / b;
@@ -14,9 +15,30 @@ constexpr int divide_up(int a, int b) {
 
 }  // namespace
 
+int wanted_splits(int seqs, int kv_heads, int units) {
+  // A quarter of the blocks that run at once draws all that the memory gives (docs/kernels.md), so fewer in a last
+  // round last as long as one quarter. Where one sequence is much longer than the others, half as many are left in the
+  // end.
+  constexpr int kSpare = 16;  // a part of the device that is worth no more splits
+  const int enough = divide_up(units, 4);
+  const int rows = std::max(1, seqs * kv_heads);
+  int splits = std::max(1, divide_up(enough - enough / kSpare, rows));
+  if (seqs > 1) splits = std::max(splits, divide_up(enough / 2 - enough / kSpare, kv_heads));
+  const auto wasteful = [&] {
+    const std::int64_t blocks = std::int64_t{rows} * splits;
+    const std::int64_t last = blocks % units;
+    return last > 0 && last < enough && kSpare * (enough - last) > blocks;
+  };
+  while (wasteful()) ++splits;
+  return splits;
+}
+
 SplitPlan plan_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units, int max_splits) {
-  const int blocks = std::max(1, seqs * shape.kv_heads);
-  const int wanted = std::clamp(divide_up(units, blocks), 1, std::max(1, max_splits));
+  int wanted = wanted_splits(seqs, shape.kv_heads, units);
+  // Twice the blocks draw two per cent more, for two microseconds at the start and the end.
+  const std::int64_t twice = std::int64_t{2} * seqs * shape.kv_heads * wanted;
+  if (max_kv_len > kLongSplitTokens * wanted && twice <= units / 2) wanted *= 2;
+  wanted = std::clamp(wanted, 1, std::max(1, max_splits));
   const int pages = std::max(1, divide_up(max_kv_len, shape.page_tokens));
   const int min_pages = divide_up(kMinSplitTokens, shape.page_tokens);
   const int split_pages = std::max(min_pages, divide_up(pages, wanted));

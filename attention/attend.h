@@ -26,7 +26,7 @@ struct AttentionShape {
 // How decode attention is cut over keys: every sequence into `splits` runs of split_length() tokens, whole pages, of
 // which a short sequence leaves the last ones empty. The plan depends on the batch size and a bound of the lengths
 // only, a run's length on the sequence's own: so a captured step serves every length up to the bound and stays
-// balanced, and a list of all pages gives the bits that dense gives.
+// balanced, and a list of all pages, cut alike, gives the bits that dense gives.
 struct SplitPlan {
   int splits = 1;
   int min_tokens = 0;  // of a split; a multiple of page_tokens
@@ -45,9 +45,13 @@ struct SplitPartials {
   TensorView<float, 3> lse;  // [seqs, heads, splits] natural log of the split's sum of e^s; -inf where it is empty
 };
 
-// The plan for a decode step of sequences of up to max_kv_len tokens: enough splits to fill the device, none shorter
-// than a few pages, never more than `max_splits`. Pure arithmetic.
-//   units: how many blocks the device runs at once (CUDA: a multiple of its multiprocessors; CPU: threads)
+// The fewest splits of every sequence that keep a device busy which runs `units` blocks at once, were the sequences of
+// one length or one of them much longer than the others.
+//   units: CUDA: a multiple of the multiprocessors; CPU: as many as there are keys, so that lengths alone decide
+int wanted_splits(int seqs, int kv_heads, int units);
+
+// The plan for a decode step of sequences of up to max_kv_len tokens: wanted_splits(), twice as many where they are
+// very long, none shorter than a few pages, never more than `max_splits`. Pure arithmetic.
 SplitPlan plan_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units, int max_splits);
 
 // Causal attention of many query tokens: token t of sequence s, at positions(t), sees keys 0 ... positions(t).

@@ -1,36 +1,68 @@
 // The device half that dense decode attention and attention to a selection share: a block attends with one group's
-// heads to one split of the keys. Its four warps deal out the split's pieces of 16 keys. Each has its own ring of three
+// heads to one split of the keys. Its four warps deal out the split's pieces of 16 keys. Each has its own ring of
 // pieces of K and V in shared memory and its own maximum, sum and output, and waits for no other until they merge at
-// the end. The group's heads, filled up to 16 with zeros, are the rows of the tensor-core products; up to 8 heads the
-// lower half of the rows is left out of everything but the products.
-// In flight: 4 warps x 2 pieces x 8 KiB at head_dim 128, two blocks a multiprocessor on Hopper: 128 KiB. Rows that are
-//   no keys are filled with zeros: what a page holds there may be NaN, and 0 * NaN is not 0.
+// the end. A piece of K, and of V transposed, is the 16-row operand of the tensor-core products; the group's heads,
+// filled up to 8 or 16 with zeros, are their 8 columns: the other way round half of every product and of the output's
+// registers would be zeros.
+// Where the splits of a (sequence, KV head) fit one thread-block cluster, its blocks merge through distributed shared
+// memory: each sends the others their channels of its part. Else the parts go to device memory and a second kernel
+// merges them, in the same order and with the same roundings.
+// In flight: 4 warps x 24 KiB, 3 pieces at head_dim 128: 64 such blocks draw all that Hopper's memory gives. Rows that
+//   are no keys are filled with zeros: what a page holds there may be NaN, and 0 * NaN is not 0.
 // Source: Dao et al., arXiv 2205.14135; "Flash-Decoding for long-context inference", 2023 (split and merge).
 #pragma once
 
 #include <bit>
 #include <cassert>
+#include <cstddef>
 
 #include "attention/attend_decode.h"
+#include "attention/cluster.cuh"
 #include "attention/mma.cuh"
+#include "engine/core/launch.cuh"
 #include "engine/core/overlap.cuh"
 
 namespace vesper::cuda {
 
 inline constexpr int kDecodeWarps = 4;
 inline constexpr unsigned kDecodeThreads = kDecodeWarps * kWarpThreads;
-inline constexpr int kPiece = 16;  // keys; divides a page
-inline constexpr int kSlots = 3;   // of a warp's ring
-inline constexpr int kHeads = 16;  // rows of the products
+inline constexpr int kPiece = 16;     // keys; divides a page
+inline constexpr int kTileHeads = 8;  // columns of a product
+inline constexpr int kMaxGroup = 16;
+template <int kHeadDim>
+inline constexpr int kSlots = 384 / kHeadDim;  // of a warp's ring: 24 KiB
 template <int kHeadDim>
 inline constexpr int kTileBytes = kPiece * 2 * kHeadDim;
 template <int kHeadDim>
 inline constexpr int kSlotBytes = 2 * kTileBytes<kHeadDim>;  // K, then V
 template <int kHeadDim>
-inline constexpr int kRingBytes = kSlots* kSlotBytes<kHeadDim>;  // of a warp
-// A warp's output as it is merged through its ring: eight floats of padding spread a column of rows over the banks.
+inline constexpr int kRingBytes = kSlots<kHeadDim>* kSlotBytes<kHeadDim>;  // of a warp
+// A warp's output as it is merged through its ring: four floats of padding spread the heads over the banks.
 template <int kHeadDim>
-inline constexpr int kMergeStride = kHeadDim + 8;
+inline constexpr int kMergeStride = kHeadDim + 4;
+// What the blocks of a cluster send to one behind its rings: output [split][its channels], log-sum-exp [split][head].
+template <int kHeadDim>
+inline constexpr int kReceivedBytes = 4 * (kMaxGroup * kHeadDim + 4 * kMaxCluster + kMaxCluster * kMaxGroup);
+
+// The blocks of a cluster where every (sequence, KV head) has so many splits: all of them, or 1 where they do not fit,
+// or where the device is so full that clusters would share multiprocessors while others idle.
+inline int cluster_of(const AttentionShape& shape, int splits, int seqs) {
+  const bool room = 4LL * shape.kv_heads * splits * seqs <= 3LL * multiprocessor_count();
+  return splits <= kMaxCluster && room && launches_can_overlap() ? splits : 1;
+}
+
+// One block a split.
+template <int kHeadDim>
+Dims decode_dims(const AttentionShape& shape, int splits, int seqs) {
+  const int cluster = cluster_of(shape, splits, seqs);
+  const int received_bytes = cluster > 1 ? kReceivedBytes<kHeadDim> : 0;
+  return {
+      .grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(splits), static_cast<unsigned>(seqs)),
+      .block = dim3(kDecodeThreads),
+      .shared_bytes = static_cast<std::size_t>(kDecodeWarps * kRingBytes<kHeadDim> + received_bytes),
+      .overlap = true,
+      .cluster_y = static_cast<unsigned>(cluster)};
+}
 
 template <typename T>
 struct DecodeArgs {
@@ -99,158 +131,278 @@ __device__ void copy_piece(unsigned slot, const T* k, const T* v, std::int64_t o
   }
 }
 
-// The queries of the group's heads as the products' left side; rows are heads.
-template <typename T, int kHeadDim, int kHalves>
-__device__ void load_queries(const DecodeArgs<T>& args, unsigned (&q)[kHeadDim / 16][4]) {
-  const int lane = this_lane();
-#pragma unroll
-  for (int half = 0; half < kHalves; ++half) {
-    const int row = lane / 4 + 8 * half;
-    if (row >= args.group) continue;
-    const T* from = &args.q(blockIdx.z, static_cast<int>(blockIdx.x) * args.group + row, 2 * (lane % 4));
-#pragma unroll
-    for (int d = 0; d < kHeadDim; d += 16) {
-      q[d / 16][half] = *reinterpret_cast<const unsigned*>(from + d);
-      q[d / 16][half + 2] = *reinterpret_cast<const unsigned*>(from + d + 8);
-    }
-  }
-}
-
-// What a warp carries over its pieces. kHalves: 1 where the group has at most 8 heads, which are rows r of the
-// fragments; 2 adds rows r + 8. `sum` is over this lane's own columns until the end.
-template <int kHeadDim, int kHalves>
-struct Running {
-  float max[kHalves];  // in exponents of 2
-  float sum[kHalves];
-  float out[kHeadDim / 8][4];
+// The queries of the group's heads as the products' right side; columns are heads. kTiles: 1 where the group has at
+// most 8 heads, else 2.
+template <int kHeadDim, int kTiles>
+struct Queries {
+  unsigned b[kTiles][kHeadDim / 16][2];
 };
 
-template <int kHeadDim, int kHalves>
-__device__ Running<kHeadDim, kHalves> nothing_yet() {
-  Running<kHeadDim, kHalves> running = {};
+template <typename T, int kHeadDim, int kTiles>
+__device__ Queries<kHeadDim, kTiles> load_queries(const DecodeArgs<T>& args) {
+  Queries<kHeadDim, kTiles> q = {};
+  const int lane = this_lane();
 #pragma unroll
-  for (int half = 0; half < kHalves; ++half) running.max[half] = -INFINITY;
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const int head = lane / 4 + kTileHeads * tile;
+    if (head >= args.group) continue;
+    const T* from = &args.q(blockIdx.z, static_cast<int>(blockIdx.x) * args.group + head, 2 * (lane % 4));
+#pragma unroll
+    for (int d = 0; d < kHeadDim; d += 16) {
+      q.b[tile][d / 16][0] = *reinterpret_cast<const unsigned*>(from + d);
+      q.b[tile][d / 16][1] = *reinterpret_cast<const unsigned*>(from + d + 8);
+    }
+  }
+  return q;
+}
+
+// What a warp carries over its pieces, for heads 2 (lane % 4) and the next of a tile; `sum` is over this lane's own
+// keys until the end. `out` holds channels 16 i + lane / 4 and 8 more, each for both heads.
+template <int kHeadDim, int kTiles>
+struct Running {
+  float max[kTiles][2];  // in exponents of 2
+  float sum[kTiles][2];
+  float out[kTiles][kHeadDim / 16][4];
+};
+
+template <int kHeadDim, int kTiles>
+__device__ Running<kHeadDim, kTiles> nothing_yet() {
+  Running<kHeadDim, kTiles> running = {};
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) running.max[tile][0] = running.max[tile][1] = -INFINITY;
   return running;
 }
 
-// Products of the queries with a piece's keys: scores [16 heads, 16 keys] in two fragments of 8 keys each.
-template <typename T, int kHeadDim>
-__device__ void score_piece(float (&scores)[2][4], const unsigned (&q)[kHeadDim / 16][4], unsigned slot) {
-  const unsigned keys = corner_block<kHeadDim, Quarters::kAcrossFirst>(slot, this_lane());
+// Scores of a piece's keys: [16 keys, 8 heads] for each tile of heads.
+template <int kTiles>
+struct Scores {
+  float d[kTiles][4];
+};
+// The key of a piece that this lane's score i, 0 ... 3, of a tile belongs to.
+__device__ inline int key_of_score(int i) {
+  return this_lane() / 4 + i / 2 * 8;
+}
+
+template <typename T, int kHeadDim, int kTiles>
+__device__ Scores<kTiles> score_piece(const Queries<kHeadDim, kTiles>& q, unsigned slot) {
+  Scores<kTiles> scores = {};
+  const unsigned keys = corner_block<kHeadDim, Quarters::kDownFirst>(slot, this_lane());
 #pragma unroll
   for (int d = 0; d < kHeadDim; d += 16) {
     unsigned k[4];
     load_block(k, block_at<kHeadDim>(keys, 0, d));
-    multiply_add<T>(scores[0], q[d / 16], k[0], k[1]);
-    multiply_add<T>(scores[1], q[d / 16], k[2], k[3]);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      multiply_add<T>(scores.d[tile], k, q.b[tile][d / 16][0], q.b[tile][d / 16][1]);
+    }
   }
-}
-
-// The key of a piece that this lane's element i, 0 ... 7, of score_piece's fragments belongs to.
-__device__ inline int key_of_score(int i) {
-  return i / 4 * 8 + this_lane() % 4 * 2 + i % 2;
+  return scores;
 }
 
 // Takes the keys from `keys` on out of the softmax.
-__device__ inline void hide_keys_from(int keys, float (&scores)[2][4]) {
+template <int kTiles>
+__device__ void hide_keys_from(int keys, Scores<kTiles>& scores) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (key_of_score(i) >= keys) scores[i / 4][i % 4] = -INFINITY;
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (key_of_score(i) >= keys) scores.d[tile][i] = -INFINITY;
+    }
   }
 }
 
-// Turns scores into weights and takes the piece's values with them. At least one score of a row is finite.
-template <typename T, int kHeadDim, int kHalves>
-__device__ void take_piece(Running<kHeadDim, kHalves>& running, float (&scores)[2][4], unsigned slot,
+// Over the eight lanes that hold one head's keys.
+__device__ inline float keys_max(float x) {
+#pragma unroll
+  for (int step = 4; step < static_cast<int>(kWarpThreads); step *= 2) {
+    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
+  }
+  return x;
+}
+__device__ inline float keys_sum(float x) {
+#pragma unroll
+  for (int step = 4; step < static_cast<int>(kWarpThreads); step *= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+
+// Turns scores into weights and takes the piece's values with them. At least one score of a head is finite.
+template <typename T, int kHeadDim, int kTiles>
+__device__ void take_piece(Running<kHeadDim, kTiles>& running, Scores<kTiles>& scores, unsigned slot,
                            float scale_log2) {
-  unsigned p[4] = {};
+  unsigned weights[kTiles][2];
 #pragma unroll
-  for (int half = 0; half < kHalves; ++half) {
-    float* left = scores[0] + 2 * half;
-    float* right = scores[1] + 2 * half;
-    const float largest = row_max(fmaxf(fmaxf(left[0], left[1]), fmaxf(right[0], right[1])));
-    const float max = fmaxf(running.max[half], largest * scale_log2);
-    const float shrink = exp2_approx(running.max[half] - max);
-    running.max[half] = max;
+  for (int tile = 0; tile < kTiles; ++tile) {
+    float* p = scores.d[tile];
+    float shrink[2];
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      left[e] = exp2_approx(fmaf(left[e], scale_log2, -max));
-      right[e] = exp2_approx(fmaf(right[e], scale_log2, -max));
+    for (int head = 0; head < 2; ++head) {
+      const float largest = keys_max(fmaxf(p[head], p[head + 2]));
+      const float max = fmaxf(running.max[tile][head], largest * scale_log2);
+      shrink[head] = exp2_approx(running.max[tile][head] - max);
+      running.max[tile][head] = max;
+      p[head] = exp2_approx(fmaf(p[head], scale_log2, -max));
+      p[head + 2] = exp2_approx(fmaf(p[head + 2], scale_log2, -max));
+      running.sum[tile][head] = fmaf(running.sum[tile][head], shrink[head], p[head] + p[head + 2]);
     }
-    running.sum[half] = fmaf(running.sum[half], shrink, (left[0] + left[1]) + (right[0] + right[1]));
-    p[half] = narrow_pair<T>(left[0], left[1]);
-    p[half + 2] = narrow_pair<T>(right[0], right[1]);
+    // A fragment D of 8 keys by 8 heads, rounded and transposed, is half a fragment B.
+    weights[tile][0] = transpose_quarter(narrow_pair<T>(p[0], p[1]));
+    weights[tile][1] = transpose_quarter(narrow_pair<T>(p[2], p[3]));
+    // Where no maximum moved every factor is exactly 1. That is nearly always so after the first few pieces.
+    if (__any_sync(kAllLanes, shrink[0] != 1.0F || shrink[1] != 1.0F)) {
 #pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-      running.out[n][2 * half] *= shrink;
-      running.out[n][2 * half + 1] *= shrink;
+      for (int d = 0; d < kHeadDim / 16; ++d) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) running.out[tile][d][i] *= shrink[i % 2];
+      }
     }
   }
 
-  const unsigned values = corner_block<kHeadDim, Quarters::kDownFirst>(slot + kTileBytes<kHeadDim>, this_lane());
+  const unsigned values = corner_block<kHeadDim, Quarters::kAcrossFirst>(slot + kTileBytes<kHeadDim>, this_lane());
 #pragma unroll
   for (int d = 0; d < kHeadDim; d += 16) {
     unsigned v[4];
     load_block_transposed(v, block_at<kHeadDim>(values, 0, d));
-    multiply_add<T>(running.out[d / 8], p, v[0], v[1]);
-    multiply_add<T>(running.out[d / 8 + 1], p, v[2], v[3]);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      multiply_add<T>(running.out[tile][d / 16], v, weights[tile][0], weights[tile][1]);
+    }
   }
 }
 
-// Merges the warps' results, weighted by their sums relative to the common maximum, and writes the block's heads: the
-// output where there is one split, else this split's part.
-template <typename T, int kHeadDim, int kHalves>
-__device__ void merge_warps(const DecodeArgs<T>& args, const Running<kHeadDim, kHalves>& running, float* rings) {
+// out = sum_i e^{lse_i} out_i / sum_i e^{lse_i} over parts, in an order that does not depend on who merges them: lane r
+// of kMergeLanes takes the parts r, r + kMergeLanes, ..., then the lanes are joined in turn.
+inline constexpr int kMergeLanes = 4;
+struct MergeLane {
+  float4 out = {};
+  float sum = 0.0F;
+  __device__ void add(float weight, float4 part) {
+    out = {fmaf(weight, part.x, out.x), fmaf(weight, part.y, out.y), fmaf(weight, part.z, out.z),
+           fmaf(weight, part.w, out.w)};
+    sum += weight;
+  }
+  __device__ void join(const MergeLane& next) {
+    out = {out.x + next.out.x, out.y + next.out.y, out.z + next.out.z, out.w + next.out.w};
+    sum += next.sum;
+  }
+  __device__ float4 mean() const {
+    const float inverse = sum > 0.0F ? 1.0F / sum : 0.0F;
+    return {out.x * inverse, out.y * inverse, out.z * inverse, out.w * inverse};
+  }
+};
+// What log-sum-exps are taken relative to: their largest, and 0 where there is no key.
+__device__ inline float merge_shift(float largest) {
+  return largest == -INFINITY ? 0.0F : largest;
+}
+template <typename T>
+__device__ void store_merged(TensorView<T, 3> out, TensorView<float, 2> lse, std::int64_t s, std::int64_t h, int d,
+                             const MergeLane& merged, float shift) {
+  const float4 mean = merged.mean();
+  *reinterpret_cast<uint2*>(&out(s, h, d)) = {narrow_pair<T>(mean.x, mean.y), narrow_pair<T>(mean.z, mean.w)};
+  if (d == 0 && lse.data() != nullptr) lse(s, h) = shift + logf(merged.sum);
+}
+
+// Writes the warps' results into their rings, and the maxima and sums.
+template <int kHeadDim, int kTiles>
+__device__ void lay_out_warps(const Running<kHeadDim, kTiles>& running, float* rings,
+                              float (&maxima)[kDecodeWarps][kMaxGroup], float (&sums)[kDecodeWarps][kMaxGroup]) {
   constexpr int kRingFloats = kRingBytes<kHeadDim> / 4;
-  static_assert(kHeads * kMergeStride<kHeadDim> <= kRingFloats);
-  __shared__ float maxima[kDecodeWarps][kHeads];
-  __shared__ float sums[kDecodeWarps][kHeads];
+  static_assert(kMaxGroup * kMergeStride<kHeadDim> <= kRingFloats);
   const int lane = this_lane();
   const int warp = this_warp();
 #pragma unroll
-  for (int half = 0; half < kHalves; ++half) {
-    const int row = lane / 4 + 8 * half;
-    float* to = rings + warp * kRingFloats + row * kMergeStride<kHeadDim> + 2 * (lane % 4);
+  for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-      *reinterpret_cast<float2*>(to + 8 * n) = {running.out[n][2 * half], running.out[n][2 * half + 1]};
-    }
-    const float sum = row_sum(running.sum[half]);
-    if (lane % 4 == 0) {
-      maxima[warp][row] = running.max[half];
-      sums[warp][row] = sum;
+    for (int i = 0; i < 2; ++i) {
+      const int head = kTileHeads * tile + 2 * (lane % 4) + i;
+      float* to = rings + warp * kRingFloats + head * kMergeStride<kHeadDim> + lane / 4;
+#pragma unroll
+      for (int d = 0; d < kHeadDim / 16; ++d) {
+        to[16 * d] = running.out[tile][d][i];
+        to[16 * d + 8] = running.out[tile][d][i + 2];
+      }
+      const float sum = keys_sum(running.sum[tile][i]);
+      if (lane / 4 == 0) {
+        maxima[warp][head] = running.max[tile][i];
+        sums[warp][head] = sum;
+      }
     }
   }
+}
+
+// Merges the warps' results, weighted by their sums relative to the common maximum, then those of the cluster, and
+// writes the block's heads: the output, or where other clusters or blocks have other splits, this split's part.
+template <typename T, int kHeadDim, int kTiles>
+__device__ void finish_split(const DecodeArgs<T>& args, const Running<kHeadDim, kTiles>& running, float* rings) {
+  constexpr int kRingFloats = kRingBytes<kHeadDim> / 4;
+  constexpr int kRowVectors = kHeadDim / 4;
+  __shared__ float maxima[kDecodeWarps][kMaxGroup];
+  __shared__ float sums[kDecodeWarps][kMaxGroup];
+  lay_out_warps<kHeadDim, kTiles>(running, rings, maxima, sums);
   __syncthreads();
 
   const int first_head = static_cast<int>(blockIdx.x) * args.group;
-  const auto split = blockIdx.y;
+  const int split = static_cast<int>(blockIdx.y);
   const auto s = blockIdx.z;
-  for (int i = static_cast<int>(threadIdx.x); i < args.group * kHeadDim; i += static_cast<int>(kDecodeThreads)) {
-    const int row = i / kHeadDim;
-    const int d = i % kHeadDim;
+  const int vectors = args.group * kRowVectors;
+  // Of a cluster, the block with split i gives out the i-th run of the group's vectors of four channels.
+  const int cluster = cluster_blocks();
+  const int run = (vectors + cluster - 1) / cluster;
+  float4* received = reinterpret_cast<float4*>(rings + kDecodeWarps * kRingFloats);
+  float* received_lse = reinterpret_cast<float*>(received + run * cluster);
+  if (cluster > 1) wait_cluster();  // all have begun: their shared memory may be written
+  for (int i = static_cast<int>(threadIdx.x); i < vectors; i += static_cast<int>(kDecodeThreads)) {
+    const int row = i / kRowVectors;
+    const int d = i % kRowVectors * 4;
     float max = maxima[0][row];
 #pragma unroll
     for (int w = 1; w < kDecodeWarps; ++w) max = fmaxf(max, maxima[w][row]);
-    const float shift = max == -INFINITY ? 0.0F : max;  // -inf only where there is no key
+    const float shift = merge_shift(max);
+    float4 out = {};
     float sum = 0.0F;
-    float out = 0.0F;
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) {
       const float weight = exp2_approx(maxima[w][row] - shift);
+      const auto* part = reinterpret_cast<const float4*>(rings + w * kRingFloats + row * kMergeStride<kHeadDim> + d);
+      out = {fmaf(weight, part->x, out.x), fmaf(weight, part->y, out.y), fmaf(weight, part->z, out.z),
+             fmaf(weight, part->w, out.w)};
       sum = fmaf(weight, sums[w][row], sum);
-      out = fmaf(weight, rings[w * kRingFloats + row * kMergeStride<kHeadDim> + d], out);
     }
-    out = sum > 0.0F ? out / sum : 0.0F;
+    const float inverse = sum > 0.0F ? 1.0F / sum : 0.0F;
+    out = {out.x * inverse, out.y * inverse, out.z * inverse, out.w * inverse};
     const float lse = fmaf(shift, kLn2, logf(sum));
     const int h = first_head + row;
-    if (args.splits == 1) {
-      args.out(s, h, d) = narrow<T>(out);
-      if (d == 0 && args.lse.data() != nullptr) args.lse(s, h) = lse;
-    } else {
-      args.partials.out(s, h, split, d) = out;
+    if (cluster > 1) {
+      if (sum != 0.0F) send(received + split * run + i % run, i / run, out);
+      if (d / 4 < cluster) send(received_lse + split * args.group + row, d / 4, lse);
+    } else if (args.splits > 1) {
+      *reinterpret_cast<float4*>(&args.partials.out(s, h, split, d)) = out;
       if (d == 0) args.partials.lse(s, h, split) = lse;
+    } else {
+      *reinterpret_cast<uint2*>(&args.out(s, h, d)) = {narrow_pair<T>(out.x, out.y), narrow_pair<T>(out.z, out.w)};
+      if (d == 0 && args.lse.data() != nullptr) args.lse(s, h) = lse;
     }
+  }
+  if (cluster == 1) return;
+  arrive_cluster();
+  wait_cluster();
+  for (int i = static_cast<int>(threadIdx.x); i < run; i += static_cast<int>(kDecodeThreads)) {
+    const int vector = split * run + i;
+    if (vector >= vectors) break;
+    const int row = vector / kRowVectors;
+    float max = -INFINITY;
+    for (int from = 0; from < cluster; ++from) max = fmaxf(max, received_lse[from * args.group + row]);
+    const float shift = merge_shift(max);
+    MergeLane lanes[kMergeLanes];
+#pragma unroll
+    for (int from = 0; from < kMaxCluster; ++from) {
+      if (from >= cluster) break;
+      const float weight = expf(received_lse[from * args.group + row] - shift);
+      // An empty split has sent nothing.
+      if (weight != 0.0F) lanes[from % kMergeLanes].add(weight, received[from * run + i]);
+    }
+#pragma unroll
+    for (int r = 1; r < kMergeLanes; ++r) lanes[0].join(lanes[r]);
+    store_merged(args.out, args.lse, s, first_head + row, vector % kRowVectors * 4, lanes[0], shift);
   }
 }
 

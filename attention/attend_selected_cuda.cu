@@ -70,16 +70,20 @@ __device__ void gather_piece(unsigned slot, const T* k, const T* v, std::int64_t
 }
 
 // Adds the tail's weight to the keys from `begin` on, which may be negative.
-__device__ void weigh_keys_from(int begin, float weight, float (&scores)[2][4]) {
+template <int kTiles>
+__device__ void weigh_keys_from(int begin, float weight, Scores<kTiles>& scores) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (key_of_score(i) >= begin) scores[i / 4][i % 4] += weight;
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (key_of_score(i) >= begin) scores.d[tile][i] += weight;
+    }
   }
 }
 
 // Keys are counted along the list: those of entry e of a list of pages are e * page_tokens ..., whether all are visible
 // or not.
-template <typename T, int kHeadDim, int kHalves, SelectionUnit kUnit>
+template <typename T, int kHeadDim, int kTiles, SelectionUnit kUnit>
 __global__ void __launch_bounds__(kDecodeThreads, 2)
     attend_selected_split_list(const __grid_constant__ SelectedArgs<T> selected) {
   extern __shared__ __align__(256) unsigned char shared[];  // one ring a warp
@@ -90,11 +94,13 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   wait_for_previous();
   const int kv_len = args.kv_len(s);
   if (!args.lengths.contains(kv_len)) return;
+  const bool alone = cluster_blocks() == 1;
+  if (!alone) arrive_cluster();
   const int entries = selected.count(s, kv_head);
   const int split_entries = split_length(entries, args.splits, selected.min_entries, 1);
   const int first_entry = static_cast<int>(blockIdx.y) * split_entries;
   const int last_entry = min(first_entry + split_entries, entries);
-  if (first_entry >= last_entry && args.splits > 1) return leave_empty(args);
+  if (first_entry >= last_entry && args.splits > 1 && alone) return leave_empty(args);
   const int entry_shift = kOfPages ? args.page_shift : 0;
   const int line_mask = (1 << args.page_shift) - 1;
   const int end = last_entry << entry_shift;
@@ -137,51 +143,44 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     next_token = token_of(entry_after, next_key);
     next_page = next_key < end ? page_of(next_token) : 0;
     entry_after = entry_of(next_key + kDecodeWarps * kPiece);
-    next_slot = next_slot == kSlots - 1 ? 0 : next_slot + 1;
+    next_slot = next_slot == kSlots<kHeadDim> - 1 ? 0 : next_slot + 1;
     return keys;
   };
-  int queued[kSlots - 1];  // keys of the pieces on their way
+  int queued[kSlots<kHeadDim> - 1];  // keys of the pieces on their way
 #pragma unroll
-  for (int i = 0; i < kSlots - 1; ++i) queued[i] = copy_next();
+  for (int i = 0; i < kSlots<kHeadDim> - 1; ++i) queued[i] = copy_next();
 
-  unsigned q[kHeadDim / 16][4] = {};
-  load_queries<T, kHeadDim, kHalves>(args, q);
-  auto running = nothing_yet<kHeadDim, kHalves>();
+  const auto q = load_queries<T, kHeadDim, kTiles>(args);
+  auto running = nothing_yet<kHeadDim, kTiles>();
   int slot = 0;
   for (int key = first; key < end; key += kDecodeWarps * kPiece) {
-    wait_copies<kSlots - 2>();
+    wait_copies<kSlots<kHeadDim> - 2>();
     __syncwarp();  // the piece is there for all lanes, and all are done with the one whose slot is filled next
     const int keys = queued[0];
 #pragma unroll
-    for (int i = 0; i < kSlots - 2; ++i) queued[i] = queued[i + 1];
-    queued[kSlots - 2] = copy_next();
+    for (int i = 0; i < kSlots<kHeadDim> - 2; ++i) queued[i] = queued[i + 1];
+    queued[kSlots<kHeadDim> - 2] = copy_next();
     if (keys > 0) {
       const unsigned piece = ring + slot * kSlotBytes<kHeadDim>;
-      float scores[2][4] = {};
-      score_piece<T, kHeadDim>(scores, q, piece);
+      auto scores = score_piece<T, kHeadDim, kTiles>(q, piece);
       if (tail_begin - key < kPiece) weigh_keys_from(tail_begin - key, tail_weight, scores);
       if (keys < kPiece) hide_keys_from(keys, scores);
-      take_piece<T, kHeadDim, kHalves>(running, scores, piece, args.scale_log2);
+      take_piece<T, kHeadDim, kTiles>(running, scores, piece, args.scale_log2);
     }
-    slot = slot == kSlots - 1 ? 0 : slot + 1;
+    slot = slot == kSlots<kHeadDim> - 1 ? 0 : slot + 1;
   }
   let_next_start();
   wait_copies<0>();
   __syncwarp();
-  merge_warps<T, kHeadDim, kHalves>(args, running, reinterpret_cast<float*>(shared));
+  finish_split<T, kHeadDim, kTiles>(args, running, reinterpret_cast<float*>(shared));
 }
 
 template <typename T, int kHeadDim, SelectionUnit kUnit>
 void launch_selected(const Exec& exec, const AttentionShape& shape, const SelectedArgs<T>& args, int seqs) {
   launch("attend_selected_split_list",
-         shape.group() <= 8 ? attend_selected_split_list<T, kHeadDim, 1, kUnit>
-                            : attend_selected_split_list<T, kHeadDim, 2, kUnit>,
-         {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(args.decode.splits),
-                       static_cast<unsigned>(seqs)),
-          .block = dim3(kDecodeThreads),
-          .shared_bytes = kDecodeWarps * kRingBytes<kHeadDim>,
-          .overlap = true},
-         exec.stream, args);
+         shape.group() <= kTileHeads ? attend_selected_split_list<T, kHeadDim, 1, kUnit>
+                                     : attend_selected_split_list<T, kHeadDim, 2, kUnit>,
+         decode_dims<kHeadDim>(shape, args.decode.splits, seqs), exec.stream, args);
 }
 
 struct CountArgs {
@@ -267,7 +266,7 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
             : launch_selected<T, 64, kTokens>(exec, shape, args, batch.seqs);
     }
   });
-  if (splits > 1) merge_splits(exec, shape, batch, lengths, partials, out, lse);
+  if (splits > cluster_of(shape, splits, batch.seqs)) merge_splits(exec, shape, batch, lengths, partials, out, lse);
 }
 
 void count_selected(const Exec& exec, const AttentionShape& shape, const Batch& batch, const Selection& list,

@@ -104,6 +104,13 @@ __device__ inline void load_block_transposed(unsigned (&m)[4], unsigned address)
                : "r"(address));
 }
 
+// Transposes an 8x8 matrix of which lane 4 i + j holds elements 2 j and 2 j + 1 of row i.
+__device__ inline unsigned transpose_quarter(unsigned m) {
+  unsigned transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(m));
+  return transposed;
+}
+
 // d += a b, products exact, sums in fp32.
 template <typename T>
 __device__ inline void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {

@@ -43,8 +43,7 @@ int page_list_bound(const PageBudget& budget, int tokens, int page_tokens) {
 }
 
 int list_splits(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries) {
-  const int wanted = std::max(1, divide_up(units, std::max(1, seqs * limits.shape.kv_heads)));
-  return std::min(wanted, divide_up(entries, min_entries));
+  return std::min(wanted_splits(seqs, limits.shape.kv_heads, units), divide_up(entries, min_entries));
 }
 
 std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int min_entries) {

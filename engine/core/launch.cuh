@@ -25,7 +25,8 @@ struct Dims {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
-  bool overlap = false;  // may begin before the kernel in front of it ends: engine/core/overlap.cuh
+  bool overlap = false;    // may begin before the kernel in front of it ends: engine/core/overlap.cuh
+  unsigned cluster_y = 1;  // blocks along y that make one thread-block cluster; divides grid.y
 };
 
 // Whether the device knows programmatic dependent launch.
@@ -38,6 +39,18 @@ inline bool launches_can_overlap() {
     return major >= 9;
   }();
   return can;
+}
+
+// Multiprocessors of the current device.
+inline int multiprocessor_count() {
+  static const int count = [] {
+    int device = 0;
+    int found = 0;
+    check(cudaGetDevice(&device), "asking for the current GPU");
+    check(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device), "reading the GPU's properties");
+    return found;
+  }();
+  return count;
 }
 
 // Shared memory beyond the default limit of 48 KiB has to be asked for; a kernel's static part counts towards that
@@ -73,12 +86,19 @@ void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaS
   config.blockDim = dims.block;
   config.dynamicSmemBytes = dims.shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
   if (dims.overlap && launches_can_overlap()) {
-    config.attrs = &overlap;
-    config.numAttrs = 1;
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (dims.cluster_y > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = 1;
+    cluster.val.clusterDim.y = dims.cluster_y;
+    cluster.val.clusterDim.z = 1;
   }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name);
   if (sync) {

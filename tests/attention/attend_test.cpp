@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <random>
@@ -251,6 +252,28 @@ TEST(PlanSplits, CoverEveryLengthInWholePages) {
       }
     }
   }
+}
+
+// What docs/kernels.md has measured on a device that runs 264 blocks at once: 64 of them draw all its bandwidth.
+TEST(PlanSplits, FillTheDeviceWithFewBlocks) {
+  EXPECT_EQ(wanted_splits(1, 8, 264), 8);
+  EXPECT_EQ(wanted_splits(1, 32, 264), 2);
+  EXPECT_EQ(wanted_splits(1, 1, 264), 63);
+  EXPECT_EQ(wanted_splits(8, 8, 264), 4) << "one long sequence among short ones has 32 blocks";
+  EXPECT_EQ(wanted_splits(32, 32, 264), 1);
+  for (int seqs = 1; seqs <= 64; ++seqs) {
+    for (const int kv_heads : {1, 2, 4, 8, 32}) {
+      const int blocks = seqs * kv_heads * wanted_splits(seqs, kv_heads, 264);
+      const int last = blocks % 264 == 0 ? 264 : blocks % 264;
+      EXPECT_GE(blocks, 62);
+      // What a last round of fewer than 66 blocks leaves idle is a sixteenth of the whole at most.
+      EXPECT_LE(16 * std::max(0, 66 - last), blocks) << seqs << " sequences, " << kv_heads << " KV heads";
+    }
+  }
+  const AttentionShape shape = make_shape(8, 4, 128, 16);
+  EXPECT_EQ(plan_splits(shape, 1, 65536, 264, 264).splits, 8);
+  EXPECT_EQ(plan_splits(shape, 1, 131072, 264, 264).splits, 16) << "splits of more than 8192 tokens are halved";
+  EXPECT_EQ(plan_splits(shape, 8, 131072, 264, 264).splits, 4) << "but not on a full device";
 }
 
 }  // namespace
