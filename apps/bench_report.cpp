@@ -58,16 +58,20 @@ std::string stage_table(const BenchReport& report) {
   for (const BenchRow& row : report.rows) {
     for (const StageFigure& stage : row.stages) {
       const double bound = bound_seconds(stage.cost, row.roof);
-      text += fmt::format("| {} | {} | {} | {} | {} | {} | {} | {:.2f} | {} | {:.2f} | {} |\n", row.weights,
+      text += fmt::format("| {} | {} | {} | {} | {} | {} | {} | {:.2f} | {:.2f} | {} | {:.2f} | {} |\n", row.weights,
                           row.attention, row.context, row.batch, stage.backend, stage.layers, stage.stage,
-                          stage.seconds * 1e6, bytes(static_cast<double>(stage.cost.bytes)), bound * 1e6,
-                          roof_share(row) ? fmt::format("{:.1f} %", 100.0 * bound / stage.seconds) : "in cache");
+                          stage.seconds * 1e6, stage.seam_seconds * 1e6, bytes(static_cast<double>(stage.cost.bytes)),
+                          bound * 1e6,
+                          !roof_share(row)      ? "in cache"
+                          : stage.seconds > 0.0 ? fmt::format("{:.1f} %", 100.0 * bound / stage.seconds)
+                                                : "-");
     }
   }
   if (text.empty()) return "";
-  return "\nStages of a layer's attention in place, each with event nodes around it:\n\n"
-         "| weights | attention | context | batch | backend | layers | stage | us a layer | bytes | bound us | of the "
-         "bound |\n|---|---|---|---|---|---|---|---|---|---|---|\n" +
+  return "\nStages of a layer's attention in place; what the event nodes around each add is taken off (seam):\n\n"
+         "| weights | attention | context | batch | backend | layers | stage | us a layer | seam us | bytes | bound us "
+         "| of the "
+         "bound |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n" +
          text;
 }
 
@@ -116,6 +120,7 @@ nlohmann::json stages_json(const BenchRow& row) {
                       {"layers", stage.layers},
                       {"stage", stage.stage},
                       {"us", stage.seconds * 1e6},
+                      {"seam_us", stage.seam_seconds * 1e6},
                       {"bytes", stage.cost.bytes},
                       {"flops", stage.cost.flops},
                       {"bound_us", bound_seconds(stage.cost, row.roof) * 1e6}});

@@ -152,8 +152,8 @@ class MarkScope {
   Engine& engine_;
 };
 
-// Attention in place, by marks of every layer; stages each by themselves are timed apart from the whole, which their
-// seams lengthen.
+// Attention in place, by marks of every layer; stages each by themselves are timed apart from the whole, which
+// their seams lengthen.
 void time_attention(Engine& engine, Cell& cell, int steps, bool stages, BenchRow& row) {
   const DeviceKind device = engine.attention_limits().device;
   const auto run = [&](StageClock& clock, bool inner) {
@@ -178,7 +178,8 @@ void time_attention(Engine& engine, Cell& cell, int steps, bool stages, BenchRow
   if (!stages) return;
   StageClock inner(device, engine.config().layers, true);
   run(inner, true);
-  row.stages = inner.figures(engine.attention_config().layers);
+  const std::vector<BackendConfig>& backends = engine.attention_config().layers;
+  row.stages = without_seams(inner.figures(backends), whole.figures(backends));
 }
 
 // What lists held and carried, one by one, over the cell's last steps.

@@ -124,19 +124,21 @@ struct LineTime {
 std::optional<LineTime> time_of(const ReproLine& line, const ReproArm& arm, const Roof& roof) {
   if (line.stages.empty()) return LineTime{arm.seconds, arm.bytes / roof.read_bytes_per_s, {}};
   LineTime time{{0.0}, 0.0, {}};
+  bool found = false;
   for (const ReproStage& stage : arm.stages) {
     const std::vector<std::string> parts = split(stage.name, '+');
     const auto asked = [&](const std::string& part) {
       return std::find(line.stages.begin(), line.stages.end(), part) != line.stages.end();
     };
     if (std::none_of(parts.begin(), parts.end(), asked)) continue;
+    found = true;
     time.seconds[0] += stage.seconds;
     time.bound_seconds += stage.bound_seconds;
     for (const std::string& part : parts) {
       if (!asked(part)) time.more.push_back(part);
     }
   }
-  if (time.seconds[0] == 0.0) return {};
+  if (!found) return {};
   return time;
 }
 
@@ -214,6 +216,10 @@ void measure_row(ReproRow& row, const ReproResult& result, std::span<const PeerT
     return;
   }
   const double median = quantile(time->seconds, 0.5);
+  if (median <= 0.0) {
+    row.note = "too short to tell from the events around it";
+    return;
+  }
   row.time_us = median * 1e6;
   row.bound_us = time->bound_seconds * 1e6;
   if (arm.cold) row.bound_share = time->bound_seconds / median;

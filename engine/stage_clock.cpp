@@ -129,4 +129,23 @@ std::vector<StageFigure> StageClock::figures(const std::vector<BackendConfig>& b
   return figures;
 }
 
+std::vector<StageFigure> without_seams(std::vector<StageFigure> stages, const std::vector<StageFigure>& whole) {
+  std::size_t group = 0;
+  for (std::size_t first = 0; first < stages.size(); ++group) {
+    std::size_t last = first + 1;
+    double sum = 0.0;
+    while (last < stages.size() && stages[last].stage != "all") sum += stages[last++].seconds;
+    assert(stages[first].stage == "all" && whole.at(group).stage == "all");
+    stages[first].seconds = whole.at(group).seconds;
+    const double seam =
+        std::max(0.0, sum - stages[first].seconds) / static_cast<double>(std::max<std::size_t>(1, last - first - 1));
+    for (std::size_t i = first + 1; i < last; ++i) {
+      stages[i].seam_seconds = std::min(seam, stages[i].seconds);
+      stages[i].seconds -= stages[i].seam_seconds;
+    }
+    first = last;
+  }
+  return stages;
+}
+
 }  // namespace vesper

@@ -16,14 +16,15 @@ namespace vesper {
 struct StageFigure {
   std::string backend;
   std::string stage;
-  int layers = 0;        // that ran it
-  double seconds = 0.0;  // a layer: the median over steps of the mean over layers
-  Cost cost;             // a layer, mean; nothing where it was not asked for
+  int layers = 0;             // that ran it
+  double seconds = 0.0;       // a layer: the median over steps of the mean over layers
+  double seam_seconds = 0.0;  // of marks, taken off (without_seams)
+  Cost cost;                  // a layer, mean; nothing where it was not asked for
 };
 
 // Takes the marks of layers' stages: events on CUDA, where a graph that is captured meanwhile holds them as nodes and a
-// replay sets them anew; the host's clock on a CPU. An event node takes part of a microsecond and ends the overlap of
-// kernels at its seam.
+// replay sets them anew; the host's clock on a CPU. An event node takes time of its own, about 2 us on an H100, and
+// ends the overlap of kernels at its seam.
 class StageClock {
  public:
   // `inner`: stages each by itself; otherwise only "all".
@@ -67,5 +68,10 @@ class StageClock {
   std::vector<Clock::time_point> moments_;  // likewise
   StageCost pending_;                       // of the stage that runs
 };
+
+// Figures of stages by themselves, with what marks added taken off: "all" becomes that of `whole`, which has marks at
+// both ends alone, and what the stages come to beyond it is taken off each of them alike, so that they add up to it. A
+// stage has nothing left at the least.
+std::vector<StageFigure> without_seams(std::vector<StageFigure> stages, const std::vector<StageFigure>& whole);
 
 }  // namespace vesper
