@@ -179,7 +179,8 @@ void time_attention(Engine& engine, Cell& cell, int steps, bool stages, BenchRow
   StageClock inner(device, engine.config().layers, true);
   run(inner, true);
   const std::vector<BackendConfig>& backends = engine.attention_config().layers;
-  row.stages = without_seams(inner.figures(backends), whole.figures(backends));
+  row.stages = inner.figures(backends);
+  if (device == DeviceKind::kCuda) row.stages = without_seams(std::move(row.stages), whole.figures(backends));
 }
 
 // What lists held and carried, one by one, over the cell's last steps.

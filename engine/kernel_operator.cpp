@@ -128,9 +128,11 @@ class Operators {
     queue_all(attention);
     synchronize(exec_);
     attention.set_stage_mark({});
-    const StageFigure whole{
-        .backend = {}, .stage = "all", .layers = 0, .seconds = quantile(row.seconds, 0.5), .cost = {}};
-    row.stages = without_seams(clock.figures(config.layers), {whole});
+    row.stages = clock.figures(config.layers);
+    if (!exec_.on_cuda()) return;
+    const double seconds = quantile(row.seconds, 0.5);
+    row.stages =
+        without_seams(std::move(row.stages), {{.backend = {}, .stage = "all", .seconds = seconds, .cost = {}}});
   }
 
   Exec exec_;
