@@ -77,6 +77,7 @@ def draw_sweep(left, right, rows, scale, unit, colours, plt, ticker):
 def draw_bars(left, right, rows, scale, unit, colours):
     """At one context: a bar a line, parts of it stacked in its shades."""
     labels = list(lines(rows))
+    names = []  # with those of parts, in the order in which they are stacked
     for y, label in enumerate(labels):
         row = lines(rows)[label][0]
         parts = [one for one in rows if one["verdict"] == "part" and one["attention"] == row["attention"]]
@@ -86,9 +87,9 @@ def draw_bars(left, right, rows, scale, unit, colours):
             width = part["time_us"] * scale
             left.barh(y, width, left=begin, color=colours[label], alpha=0.9 - 0.6 * number / len(parts),
                       edgecolor="white")  # fmt: skip
-            left.text(begin + width / 2, y + 0.42, part["label"].strip(), fontsize=5, ha="center", va="bottom")
             begin += width
         left.plot([row["bound_us"] * scale] * 2, [y - 0.4, y + 0.4], "k:")
+        names.append("\n".join([label.strip()] + [part["label"].strip() for part in parts]))
         if row["verdict"] == "baseline":
             continue
         right.barh(y, row["speedup"], xerr=errors(row), color=colours[label], alpha=0.9, capsize=2)
@@ -96,9 +97,9 @@ def draw_bars(left, right, rows, scale, unit, colours):
             right.plot(row["paper_speedup"], y, "ks", fillstyle="none")
         if row["speedup_bound"]:
             right.plot([row["speedup_bound"]] * 2, [y - 0.4, y + 0.4], "k:")
-    for axis in (left, right):
+    for axis, texts in ((left, names), (right, labels)):
         axis.set_yticks(range(len(labels)))
-        axis.set_yticklabels([label.strip() for label in labels], fontsize=7)
+        axis.set_yticklabels([text.strip() for text in texts], fontsize=6)
         axis.set_ylim(len(labels) - 0.4, -0.6)
     left.set_xlabel(f"time ({unit}) at {rows[0]['context']} tokens")
     right.set_xlabel(f"speed-up over the baseline (×) at {rows[0]['context']} tokens")
