@@ -57,7 +57,9 @@ class Rule {
     if (value == nullptr) return fallback;
     const double found = value->is_number() ? value->get<double>() : NAN;
     if (!(open ? found > low && found < high : found >= low && found <= high)) {
-      wrong(key, *value, fmt::format("a number {} {} and {}", open ? "between" : "from", low, high));
+      wrong(key, *value,
+            open ? fmt::format("a number between {} and {}", low, high)
+                 : fmt::format("a number from {} to {}", low, high));
     }
     return found;
   }
