@@ -44,11 +44,14 @@ inline constexpr int kMergeStride = kHeadDim + 4;
 template <int kHeadDim>
 inline constexpr int kReceivedBytes = 4 * (kMaxGroup * kHeadDim + 4 * kMaxCluster + kMaxCluster * kMaxGroup);
 
+// Whether the device, and this build's code for it, knows clusters.
+bool has_clusters();
+
 // The blocks of a cluster where every (sequence, KV head) has so many splits: all of them, or 1 where they do not fit,
 // or where the device is so full that clusters would share multiprocessors while others idle.
 inline int cluster_of(const AttentionShape& shape, int splits, int seqs) {
   const bool room = 4LL * shape.kv_heads * splits * seqs <= 3LL * multiprocessor_count();
-  return splits <= kMaxCluster && room && launches_can_overlap() ? splits : 1;
+  return splits <= kMaxCluster && room && has_clusters() ? splits : 1;
 }
 
 // One block a split.

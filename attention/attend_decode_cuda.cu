@@ -163,6 +163,11 @@ void launch_merge(const Exec& exec, const MergeArgs<T>& args, int seqs) {
 
 }  // namespace
 
+bool has_clusters() {
+  static const bool has = code_version(attend_decode_split_kv<bf16, 128, 1>) >= 90;
+  return has;
+}
+
 void merge_splits(const Exec& exec, const AttentionShape& shape, const Batch& batch, LengthRange lengths,
                   const SplitPartials& partials, const TensorRef& out, TensorView<float, 2> lse) {
   dispatch_16bit(out.dtype, "merging splits of attention on CUDA", [&](auto element) {

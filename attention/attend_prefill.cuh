@@ -74,7 +74,7 @@ __device__ QueryRows query_rows(const PrefillArgs<T>& args) {
   return rows;
 }
 
-// The same attention by products of whole warpgroups, on devices of compute capability 9.0 only.
+// The same attention by products of whole warpgroups, for devices of compute capability 9.0 and code made for them.
 bool has_wgmma();
 void attend_prefill_wgmma(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                           const Batch& batch, const TensorRef& out);

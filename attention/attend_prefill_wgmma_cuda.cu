@@ -369,15 +369,7 @@ void launch_prefill(const Exec& exec, const AttentionShape& shape, const TensorR
 }  // namespace
 
 bool has_wgmma() {
-  static const bool has = [] {
-    int device = 0;
-    int major = 0;
-    int minor = 0;
-    check(cudaGetDevice(&device), "asking for the current GPU");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "reading the GPU's properties");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "reading the GPU's properties");
-    return major == 9 && minor == 0;
-  }();
+  static const bool has = code_version(attend_prefill_warpgroups<bf16, 128>) == 90;
   return has;
 }
 

@@ -53,6 +53,15 @@ inline int multiprocessor_count() {
   return count;
 }
 
+// The compute capability, times ten, that the current device's code of `kernel` was written for: less than the device's
+// own where a build for older devices runs by translation, without what only newer ones have.
+template <typename... Params>
+int code_version(void (*kernel)(Params...)) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "reading a kernel's properties");
+  return attributes.ptxVersion;
+}
+
 // Shared memory beyond the default limit of 48 KiB has to be asked for; a kernel's static part counts towards that
 // limit, and is at most 16 KiB in kernels that have a dynamic one.
 template <typename... Params>
