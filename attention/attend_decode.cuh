@@ -17,8 +17,8 @@
 #include <cstddef>
 
 #include "attention/attend_decode.h"
-#include "attention/cluster.cuh"
 #include "attention/mma.cuh"
+#include "engine/core/cluster.cuh"
 #include "engine/core/launch.cuh"
 #include "engine/core/overlap.cuh"
 
@@ -64,7 +64,7 @@ Dims decode_dims(const AttentionShape& shape, int splits, int seqs) {
       .block = dim3(kDecodeThreads),
       .shared_bytes = static_cast<std::size_t>(kDecodeWarps * kRingBytes<kHeadDim> + received_bytes),
       .overlap = true,
-      .cluster_y = static_cast<unsigned>(cluster)};
+      .cluster = dim3(1, static_cast<unsigned>(cluster))};
 }
 
 template <typename T>
@@ -352,7 +352,7 @@ __device__ void finish_split(const DecodeArgs<T>& args, const Running<kHeadDim, 
   const int run = (vectors + cluster - 1) / cluster;
   float4* received = reinterpret_cast<float4*>(rings + kDecodeWarps * kRingFloats);
   float* received_lse = reinterpret_cast<float*>(received + run * cluster);
-  if (cluster > 1) wait_cluster();  // all have begun: their shared memory may be written
+  if (cluster > 1) wait_for_cluster();  // all have begun: their shared memory may be written
   for (int i = static_cast<int>(threadIdx.x); i < vectors; i += static_cast<int>(kDecodeThreads)) {
     const int row = i / kRowVectors;
     const int d = i % kRowVectors * 4;
@@ -375,8 +375,8 @@ __device__ void finish_split(const DecodeArgs<T>& args, const Running<kHeadDim, 
     const float lse = fmaf(shift, kLn2, logf(sum));
     const int h = first_head + row;
     if (cluster > 1) {
-      if (sum != 0.0F) send(received + split * run + i % run, i / run, out);
-      if (d / 4 < cluster) send(received_lse + split * args.group + row, d / 4, lse);
+      if (sum != 0.0F) *in_block(received + split * run + i % run, static_cast<unsigned>(i / run)) = out;
+      if (d / 4 < cluster) *in_block(received_lse + split * args.group + row, static_cast<unsigned>(d / 4)) = lse;
     } else if (args.splits > 1) {
       *reinterpret_cast<float4*>(&args.partials.out(s, h, split, d)) = out;
       if (d == 0) args.partials.lse(s, h, split) = lse;
@@ -386,8 +386,8 @@ __device__ void finish_split(const DecodeArgs<T>& args, const Running<kHeadDim, 
     }
   }
   if (cluster == 1) return;
-  arrive_cluster();
-  wait_cluster();
+  arrive_in_cluster();
+  wait_for_cluster();
   for (int i = static_cast<int>(threadIdx.x); i < run; i += static_cast<int>(kDecodeThreads)) {
     const int vector = split * run + i;
     if (vector >= vectors) break;

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const int kv_len = args.kv_len(s);
   if (!args.lengths.contains(kv_len)) return wait_for_previous();
   const bool alone = cluster_blocks() == 1;
-  if (!alone) arrive_cluster();
+  if (!alone) arrive_in_cluster();
   const int split_tokens = split_length(kv_len, args.splits, min_tokens, 1 << args.page_shift);
   const int begin = static_cast<int>(blockIdx.y) * split_tokens;
   const int end = min(begin + split_tokens, kv_len);

@@ -13,6 +13,7 @@
 #include "attention/attend_decode.cuh"
 #include "attention/attend_decode.h"
 #include "attention/attend_selected.h"
+#include "attention/gather_piece.cuh"
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
 
@@ -29,45 +30,6 @@ struct SelectedArgs {
   int min_entries = 0;
   float inverse_scale = 0.0F;  // turns log-weights into scores before their scale
 };
-
-// Which 16-byte column of a row in device memory goes to column `to` of shared row `slot_row`, where both follow
-// tile_offset's order. `row`: of the cache, counted in rows; tiles begin at multiples of 8.
-VESPER_HD constexpr unsigned source_column(unsigned to, unsigned slot_row, unsigned row) {
-  return to ^ ((slot_row ^ row) % 8);
-}
-template <int kHeadDim>
-constexpr bool source_column_follows_tile_offset() {
-  for (int from = 0; from < 16; ++from) {
-    for (int slot_row = 0; slot_row < kPiece; ++slot_row) {
-      for (int d = 0; d < kHeadDim; d += kChunkElements) {
-        const int column = (tile_offset(slot_row, d, kHeadDim) - slot_row * kHeadDim) / kChunkElements;
-        const auto source = static_cast<int>(
-            source_column(static_cast<unsigned>(column), static_cast<unsigned>(slot_row), static_cast<unsigned>(from)));
-        if (from * kHeadDim + source * kChunkElements != tile_offset(from, d, kHeadDim)) return false;
-      }
-    }
-  }
-  return true;
-}
-static_assert(source_column_follows_tile_offset<64>() && source_column_follows_tile_offset<128>());
-
-// Queues the first `keys` rows of a piece, gathered. Lanes i and i + 16 hold the number of the cache row that becomes
-// row i. A row is moved as ldmatrix wants it: the eight rows of an 8x8 matrix in eight different 16-byte columns.
-template <typename T, int kHeadDim>
-__device__ void gather_piece(unsigned slot, const T* k, const T* v, std::int64_t row, int keys) {
-  constexpr unsigned kChunks = kHeadDim / kChunkElements;
-#pragma unroll
-  for (unsigned i = 0; i < kPiece * kChunks / kWarpThreads; ++i) {
-    const unsigned chunk = threadIdx.x % kWarpThreads + i * kWarpThreads;
-    const unsigned slot_row = chunk / kChunks;
-    const std::int64_t from = __shfl_sync(kAllLanes, row, static_cast<int>(slot_row));
-    const unsigned column = source_column(chunk % kChunks, slot_row, static_cast<unsigned>(from));
-    const bool valid = static_cast<int>(slot_row) < keys;
-    const std::int64_t at = from * kHeadDim + column * kChunkElements;
-    copy_chunk_async(slot + chunk * kChunkBytes, k + at, valid);
-    copy_chunk_async(slot + kTileBytes<kHeadDim> + chunk * kChunkBytes, v + at, valid);
-  }
-}
 
 // Adds the tail's weight to the keys from `begin` on, which may be negative.
 template <int kTiles>
@@ -95,7 +57,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const int kv_len = args.kv_len(s);
   if (!args.lengths.contains(kv_len)) return;
   const bool alone = cluster_blocks() == 1;
-  if (!alone) arrive_cluster();
+  if (!alone) arrive_in_cluster();
   const int entries = selected.count(s, kv_head);
   const int split_entries = split_length(entries, args.splits, selected.min_entries, 1);
   const int first_entry = static_cast<int>(blockIdx.y) * split_entries;

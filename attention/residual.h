@@ -18,34 +18,41 @@ struct DrawKey {
   std::uint32_t kv_head = 0;
 };
 
-// Where two inputs meet in their right halves of b bits, the share of pairs that a round leaves wrong shrinks by 2^-b;
-// six rounds leave 2^-12 of the pairs of 16 residuals, the smallest that is worth sampling, and less of larger ones.
+// Where two inputs meet in their right halves, the share of pairs that a round leaves wrong shrinks by the side of the
+// square; six rounds leave 2^-12 of the pairs of 16 residuals, the smallest that is worth sampling, and less of larger
+// ones.
 inline constexpr std::uint32_t kDrawRounds = 6;
 
 // Draw i is residual number pi(i), pi being a permutation of [0, n_rest) that the key chooses: a balanced Feistel
-// network over the next even power of two, at least 4, with Philox as its round function, walked along its cycle until
-// it lands inside. So draws are distinct, any prefix of them is a uniform sample without replacement, and a sample
-// grows by appending.
+// network over the least square that holds n_rest, its halves numbers below the square's side and added modulo it, with
+// Philox as its round function, walked along its cycle until it lands inside. So draws are distinct, any prefix of them
+// is a uniform sample without replacement, and a sample grows by appending. Of a square at most 2 sqrt(n_rest) numbers
+// lie outside, so that hardly a draw walks; in a power of two most would, and a warp waits for its longest walk.
 //   0 <= i < n_rest
-// Sources: Luby, Rackoff, SIAM J. Comput. 17(2), 1988; Black, Rogaway, "Ciphers with arbitrary finite domains", 2002.
+// Sources: Luby, Rackoff, SIAM J. Comput. 17(2), 1988; Black, Rogaway, "Ciphers with arbitrary finite domains", 2002
+// (the generalised Feistel network over a x b).
 VESPER_HD inline std::int32_t residual_draw(std::int32_t i, std::int32_t n_rest, const DrawKey& key) {
-  int bits = 1;  // of a half, at most 16
-  while ((std::int64_t{1} << (2 * bits)) < n_rest) ++bits;
-  const std::uint32_t mask = (std::uint32_t{1} << bits) - 1;
+  const auto rest = static_cast<std::uint32_t>(n_rest);
+  auto side = static_cast<std::uint32_t>(sqrtf(static_cast<float>(n_rest)));  // below 2^16; to one, then exactly
+  while (side * side < rest) ++side;
+  while ((side - 1) * (side - 1) >= rest) --side;
   auto at = static_cast<std::uint32_t>(i);
   do {
-    std::uint32_t left = at >> bits;
-    std::uint32_t right = at & mask;
+    std::uint32_t left = at / side;
+    std::uint32_t right = at % side;
+#ifdef __CUDA_ARCH__
+#pragma unroll 1
+#endif
     for (std::uint32_t round = 0; round < kDrawRounds; ++round) {
       // The sampler of tokens has 0 as the second word of its key.
       const PhiloxCounter random =
           philox({{right | round << 16, key.step, key.request, key.kv_head}}, {{key.seed, key.layer + 1}});
-      const std::uint32_t mixed = left ^ (random.word[0] & mask);
+      const std::uint32_t sum = left + static_cast<std::uint32_t>((std::uint64_t{random.word[0]} * side) >> 32);
       left = right;
-      right = mixed;
+      right = sum >= side ? sum - side : sum;
     }
-    at = left << bits | right;
-  } while (at >= static_cast<std::uint32_t>(n_rest));
+    at = left * side + right;
+  } while (at >= rest);
   return static_cast<std::int32_t>(at);
 }
 
@@ -74,17 +81,19 @@ VESPER_HD inline double unbiased_variance(double sum, double sum_of_squares, dou
 // How many of n_rest numbers of this variance must be drawn without replacement, so that n_rest times their mean misses
 // their sum by more than `tolerance` in one case of those that the two-sided quantile z leaves out: b' = b / (1 + b /
 // n_rest), b = (z n_rest sd / tolerance)^2. Where the numbers are equal, none.
-VESPER_HD inline double draws_for(double z, double n_rest, double variance, double tolerance) {
-  if (variance == 0.0) return 0.0;
-  const double ratio = z * n_rest / tolerance;
-  return 1.0 / (1.0 / (ratio * ratio * variance) + 1.0 / n_rest);
+template <typename Number>
+VESPER_HD Number draws_for(Number z, Number n_rest, Number variance, Number tolerance) {
+  if (variance == 0) return 0;
+  const Number ratio = z * n_rest / tolerance;
+  return 1 / (1 / (ratio * ratio * variance) + 1 / n_rest);
 }
 
 // ceil(safety draws), between the pilot and n_rest; n_rest where `draws` is no number.
-VESPER_HD inline std::int32_t sample_tokens(double safety, double draws, std::int32_t pilot, std::int32_t n_rest) {
-  const double wanted = ceil(safety * draws);
-  if (wanted <= pilot) return pilot;
-  return wanted < n_rest ? static_cast<std::int32_t>(wanted) : n_rest;
+template <typename Number>
+VESPER_HD std::int32_t sample_tokens(Number safety, Number draws, std::int32_t pilot, std::int32_t n_rest) {
+  const Number wanted = ceil(safety * draws);
+  if (wanted <= static_cast<Number>(pilot)) return pilot;
+  return wanted < static_cast<Number>(n_rest) ? static_cast<std::int32_t>(wanted) : n_rest;
 }
 
 // Tokens in the first half of an escalation: twice the sample, at most the residual.

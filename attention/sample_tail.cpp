@@ -26,30 +26,8 @@ void select_static(const Exec& exec, const AttentionShape& shape, const Batch& b
   cpu::select_static(shape, batch, scores, rule, dense, list);
 }
 
-void draw_pilot(const Exec& exec, const AttentionShape& shape, const Batch& batch, const SampleRule& rule,
-                DenseLimit dense, const Selection& list) {
-  if constexpr (kHaveCuda) {
-    if (exec.on_cuda()) return cuda::draw_pilot(exec, shape, batch, rule, dense, list);
-  }
-  cpu::draw_pilot(shape, batch, rule, dense, list);
-}
-
-void size_sample(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                 const Batch& batch, const TensorRef& out, TensorView<const float, 2> lse, const SampleRule& rule,
-                 DenseLimit dense, const Selection& list, const SampleReport& report) {
-  if constexpr (kHaveCuda) {
-    if (exec.on_cuda()) return cuda::size_sample(exec, shape, q, kv, batch, out, lse, rule, dense, list, report);
-  }
-  cpu::size_sample(shape, q.as<const float, 2>(), kv, batch, out.as<const float, 2>(), lse, rule, dense, list, report);
-}
-
 Cost select_static_cost(std::int64_t scores, std::int64_t kept) {
   return {.bytes = 4 * (scores + kept), .flops = scores};
-}
-
-Cost size_sample_cost(const AttentionShape& shape, DType dtype, std::int64_t sampled) {
-  return {.bytes = sampled * (2 * shape.head_dim * dtype_bytes(dtype) + 4),
-          .flops = 6 * sampled * shape.group() * shape.head_dim};
 }
 
 }  // namespace vesper

@@ -49,17 +49,25 @@ struct SampleRule {
 // The standard normal's quantile, to 1e-9.
 double inverse_normal(double probability);
 
-// Appends the pilot: min(tokens_of(pilot, kv_len), n_rest) draws of the residual, at least two of them, since one has
-// no variance (attention/residual.h: residual_draw, `step` being kv_len - 1). Sets count = tail_begin + drawn and
-// tail_log_weight = log(n_rest / drawn); 0 where there is no residual.
-void draw_pilot(const Exec& exec, const AttentionShape& shape, const Batch& batch, const SampleRule& rule,
-                DenseLimit dense, const Selection& list);
-
 // What sampling did, for the counters; each [seqs, kv_heads].
 struct SampleReport {
   // Tokens that the guard found, in the sample as sized and in what doubling added; 0 where the sequence attends dense.
   TensorView<std::int32_t, 2> guard_hits;
 };
+
+// `scores` of pages or tokens read for all sequences and KV heads, `kept` entries of all lists written.
+Cost select_static_cost(std::int64_t scores, std::int64_t kept);
+
+// On CUDA draw_pilot and size_sample are parts of attend_sampled (attention/attend_sampled.h).
+namespace cpu {
+void select_static(const AttentionShape& shape, const Batch& batch, const TopKScores& scores, const StaticRule& rule,
+                   DenseLimit dense, const Selection& list);
+
+// Appends the pilot: min(tokens_of(pilot, kv_len), n_rest) draws of the residual, at least two of them, since one has
+// no variance (attention/residual.h: residual_draw, `step` being kv_len - 1). Sets count = tail_begin + drawn and
+// tail_log_weight = log(n_rest / drawn); 0 where there is no residual.
+void draw_pilot(const AttentionShape& shape, const Batch& batch, const SampleRule& rule, DenseLimit dense,
+                const Selection& list);
 
 // Sizes the sample from the pilot and extends the list. For a query head, with o and D = e^lse from attending to static
 // part and weighted pilot, and w_i = e^{s_i} / D of pilot token i:
@@ -77,20 +85,6 @@ struct SampleReport {
 // nobody: the chance is (1 - drawn / n_rest) for each, so (epsilon, delta) holds as far as missed tokens are many or
 // light.
 //   out [seqs, heads * head_dim] in the cache's dtype, lse [seqs, heads]: of attend_selected over static part and pilot
-void size_sample(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                 const Batch& batch, const TensorRef& out, TensorView<const float, 2> lse, const SampleRule& rule,
-                 DenseLimit dense, const Selection& list, const SampleReport& report);
-
-// `scores` of pages or tokens read for all sequences and KV heads, `kept` entries of all lists written.
-Cost select_static_cost(std::int64_t scores, std::int64_t kept);
-// Sizing: K and V of `sampled` entries of all lists read, as many entries written.
-Cost size_sample_cost(const AttentionShape& shape, DType dtype, std::int64_t sampled);
-
-namespace cpu {
-void select_static(const AttentionShape& shape, const Batch& batch, const TopKScores& scores, const StaticRule& rule,
-                   DenseLimit dense, const Selection& list);
-void draw_pilot(const AttentionShape& shape, const Batch& batch, const SampleRule& rule, DenseLimit dense,
-                const Selection& list);
 void size_sample(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
                  TensorView<const float, 2> out, TensorView<const float, 2> lse, const SampleRule& rule,
                  DenseLimit dense, const Selection& list, const SampleReport& report);
@@ -98,11 +92,6 @@ void size_sample(const AttentionShape& shape, TensorView<const float, 2> q, cons
 namespace cuda {
 void select_static(const Exec& exec, const AttentionShape& shape, const Batch& batch, const TopKScores& scores,
                    const StaticRule& rule, DenseLimit dense, const Selection& list);
-void draw_pilot(const Exec& exec, const AttentionShape& shape, const Batch& batch, const SampleRule& rule,
-                DenseLimit dense, const Selection& list);
-void size_sample(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                 const Batch& batch, const TensorRef& out, TensorView<const float, 2> lse, const SampleRule& rule,
-                 DenseLimit dense, const Selection& list, const SampleReport& report);
 }  // namespace cuda
 
 }  // namespace vesper

@@ -167,7 +167,7 @@ std::int32_t sized(const AttentionShape& shape, const SampleRule& rule, const Ta
   const double n = tail.drawn();
   std::int32_t largest = tail.drawn();
   const auto ask = [&](double variance, double tolerance) {
-    const double draws = draws_for(rule.z, tail.rest(), variance, tolerance);
+    const double draws = draws_for(static_cast<double>(rule.z), static_cast<double>(tail.rest()), variance, tolerance);
     largest = std::max(largest, sample_tokens(static_cast<double>(rule.safety), draws, tail.drawn(), tail.rest()));
   };
   for (std::size_t h = 0; h < heads; ++h) {

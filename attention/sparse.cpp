@@ -106,10 +106,7 @@ void SparseAttention::run(const Exec& exec, const AttendLayer& layer, const Tens
   const MadeLists made = select(exec, layer, q, batch, scratch);
   list_ = made.list;
   assert(scratch.used() <= scratch_.bytes());
-  layer.begin_stage(exec, "attend", [=, this, list = list_, seqs = batch.seqs] {
-    return attend_selected_cost(limits_.shape, limits_.dtype, seqs, listed_tokens(exec, limits_.shape, list));
-  });
-  attend_list(exec, layer, q, batch, list_, out, lse);
+  attend(exec, layer, q, batch, list_, out, lse);
   const LayerCounters& counters = layer.counters;
   if (counters.lists.data() == nullptr) return;
   layer.begin_stage(exec, "count", [=, this, seqs = batch.seqs] {
@@ -124,8 +121,11 @@ void SparseAttention::run(const Exec& exec, const AttendLayer& layer, const Tens
                   .list_guard_hits = made.guard_hits});
 }
 
-void SparseAttention::attend_list(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
-                                  const Selection& list, const TensorRef& out, TensorView<float, 2> lse) const {
+void SparseAttention::attend(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                             const Selection& list, const TensorRef& out, TensorView<float, 2> lse) {
+  layer.begin_stage(exec, "attend", [=, this, seqs = batch.seqs] {
+    return attend_selected_cost(limits_.shape, limits_.dtype, seqs, listed_tokens(exec, limits_.shape, list));
+  });
   const AttentionShape& shape = limits_.shape;
   const int entries = static_cast<int>(list.index.shape(2));
   const int splits = list_splits(limits_, units_, batch.seqs, entries, min_entries_);

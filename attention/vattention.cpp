@@ -7,24 +7,21 @@
 //
 // Ours: the pilot is absolute and becomes the first part of the sample; b is sized for the output (or, as the paper ran
 // it, for the denominator); a sampled token that alone exceeds the tolerance shows that top-k missed it, and the sample
-// grows. The composition attends twice: to static part and pilot, which gives the estimates that size the sample, then
-// to all.
+// grows. Three operations a layer: scores, static part, and attention that draws the tail as it
+// goes (attend_sampled).
 #include <algorithm>
 #include <cmath>
 
-#include "attention/sparse.h"
+#include "attention/attend_sampled.h"
 
 namespace vesper {
 namespace {
-
-constexpr int kMinSplitTokens = 128;
 
 struct VAttentionScratch {
   TensorView<float, 3> page_scores;   // top_k_by quest
   TensorView<float, 3> token_scores;  // top_k_by int4 or oracle
   Selection list;
-  TensorRef pilot_out;
-  TensorView<float, 2> pilot_lse;
+  SampledScratch sampled;
   TensorView<std::int32_t, 2> guard_hits;
 };
 
@@ -39,10 +36,7 @@ VAttentionScratch lay_out(ScratchCarver& carver, const VAttentionConfig& config,
     scratch.token_scores = carver.take<float>(seqs, shape.heads, tokens);
   }
   scratch.list = take_selection(carver, SelectionUnit::kTokens, seqs, shape.kv_heads, tokens);
-  const std::int64_t columns = std::int64_t{shape.heads} * shape.head_dim;
-  scratch.pilot_out = tensor_ref(carver.take<std::uint8_t>(seqs * columns * dtype_bytes(limits.dtype)).data(),
-                                 limits.dtype, seqs, columns);
-  scratch.pilot_lse = carver.take<float>(seqs, shape.heads);
+  scratch.sampled = take_sampled_scratch(carver, limits, seqs, tokens);
   scratch.guard_hits = carver.take<std::int32_t>(seqs, shape.kv_heads);
   return scratch;
 }
@@ -65,17 +59,11 @@ std::int64_t tail_entries(const Exec& exec, const Selection& list) {
   return entries_of(exec, list) - entries_of(exec, statics);
 }
 
-// Draws that are written.
-Cost tail_cost(const Exec& exec, const Selection& list) {
-  const std::int64_t drawn = tail_entries(exec, list);
-  return {.bytes = 4 * drawn, .flops = drawn};
-}
-
 class VAttention final : public SparseAttention {
  public:
   VAttention(const VAttentionConfig& config, int dense_below, const AttentionLimits& limits)
       : SparseAttention(limits, dense_limit_of(config, dense_below, limits.max_context),
-                        vattention_scratch(config, limits), kMinSplitTokens),
+                        vattention_scratch(config, limits), 1),
         config_(config) {
     sample_.epsilon = config.epsilon;
     sample_.z = static_cast<float>(inverse_normal(1.0 - static_cast<double>(config.delta) / 2.0));
@@ -90,7 +78,7 @@ class VAttention final : public SparseAttention {
   MadeLists select(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
                    ScratchCarver& carver) override {
     const AttentionShape& shape = limits().shape;
-    const VAttentionScratch scratch = lay_out(carver, config_, limits(), batch.seqs, batch.max_kv_len);
+    scratch_ = lay_out(carver, config_, limits(), batch.seqs, batch.max_kv_len);
     TopKScores scores;
     const std::int64_t pages = pages_of(batch);
     if (config_.top_k_by == TopKBy::kQuest) {
@@ -98,15 +86,15 @@ class VAttention final : public SparseAttention {
         return score_pages_cost(limits().shape, limits().dtype, PageScore::kMinMax, seqs, pages);
       });
       score_pages(exec, shape, q, layer.kv, batch, PageScore::kMinMax, config_.group, dense_limit(),
-                  scratch.page_scores);
-      scores.of_pages = scratch.page_scores;
+                  scratch_.page_scores);
+      scores.of_pages = scratch_.page_scores;
     } else if (config_.top_k_by != TopKBy::kNone) {
       const KeySource source = config_.top_k_by == TopKBy::kInt4 ? KeySource::kInt4 : KeySource::kExact;
       layer.begin_stage(exec, "score_tokens", [=, this, seqs = batch.seqs] {
         return score_tokens_cost(limits().shape, limits().dtype, source, seqs, pages * limits().shape.page_tokens);
       });
-      score_tokens(exec, shape, q, layer.kv, batch, {}, source, dense_limit(), scratch.token_scores);
-      scores.of_tokens = scratch.token_scores;
+      score_tokens(exec, shape, q, layer.kv, batch, {}, source, dense_limit(), scratch_.token_scores);
+      scores.of_tokens = scratch_.token_scores;
     }
     const StaticRule rule{.sink_tokens = config_.sink_tokens,
                           .window_tokens = config_.window_tokens,
@@ -114,23 +102,21 @@ class VAttention final : public SparseAttention {
                           .group_score = config_.group};
     const std::int64_t scored = scores.of_pages.size() + scores.of_tokens.size();
     layer.begin_stage(exec, "select",
-                      [=, list = scratch.list] { return select_static_cost(scored, entries_of(exec, list)); });
-    select_static(exec, shape, batch, scores, rule, dense_limit(), scratch.list);
+                      [=, list = scratch_.list] { return select_static_cost(scored, entries_of(exec, list)); });
+    select_static(exec, shape, batch, scores, rule, dense_limit(), scratch_.list);
+    return {.list = scratch_.list, .guard_hits = scratch_.guard_hits};
+  }
 
+  void attend(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch, const Selection& list,
+              const TensorRef& out, TensorView<float, 2> lse) override {
     SampleRule sample = sample_;
     sample.layer = layer.number;
-    layer.begin_stage(exec, "sample_pilot", [=, list = scratch.list] { return tail_cost(exec, list); });
-    draw_pilot(exec, shape, batch, sample, dense_limit(), scratch.list);
-    layer.begin_stage(exec, "attend_pilot", [=, this, list = scratch.list, seqs = batch.seqs] {
-      return attend_selected_cost(limits().shape, limits().dtype, seqs, entries_of(exec, list));
+    layer.begin_stage(exec, "sample+attend", [=, this, seqs = batch.seqs] {
+      return attend_sampled_cost(limits().shape, limits().dtype, seqs, entries_of(exec, list),
+                                 tail_entries(exec, list));
     });
-    attend_list(exec, layer, q, batch, scratch.list, scratch.pilot_out, scratch.pilot_lse);
-    layer.begin_stage(exec, "sample", [=, this, list = scratch.list] {
-      return size_sample_cost(limits().shape, limits().dtype, tail_entries(exec, list));
-    });
-    size_sample(exec, shape, q, layer.kv, batch, scratch.pilot_out, scratch.pilot_lse, sample, dense_limit(),
-                scratch.list, {scratch.guard_hits});
-    return {.list = scratch.list, .guard_hits = scratch.guard_hits};
+    attend_sampled(exec, limits().shape, q, layer.kv, batch, sample, dense_limit(), list, {scratch_.guard_hits},
+                   scratch_.sampled, out, lse);
   }
 
   [[nodiscard]] std::int64_t scoring_bytes(int tokens) const override {
@@ -149,6 +135,7 @@ class VAttention final : public SparseAttention {
 
   VAttentionConfig config_;
   SampleRule sample_;
+  VAttentionScratch scratch_;  // of the layer that runs
 };
 
 }  // namespace
@@ -156,7 +143,7 @@ class VAttention final : public SparseAttention {
 AttentionScratch vattention_scratch(const VAttentionConfig& config, const AttentionLimits& limits) {
   ScratchCarver counter(nullptr);
   (void)lay_out(counter, config, limits, limits.max_seqs, limits.max_context);
-  return {.partials = list_partial_bytes(limits, limits.max_context, kMinSplitTokens), .selections = counter.used()};
+  return {.partials = 0, .selections = counter.used()};
 }
 
 std::unique_ptr<AttentionBackend> make_vattention(const VAttentionConfig& config, int dense_below,

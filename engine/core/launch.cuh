@@ -25,8 +25,9 @@ struct Dims {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
-  bool overlap = false;    // may begin before the kernel in front of it ends: engine/core/overlap.cuh
-  unsigned cluster_y = 1;  // blocks along y that make one thread-block cluster; divides grid.y
+  bool overlap = false;      // may begin before the kernel in front of it ends: engine/core/overlap.cuh
+  dim3 cluster = dim3(1);    // neighbouring blocks that run side by side as one cluster; divides the grid
+  bool cooperative = false;  // all blocks run at the same time
 };
 
 // Whether the device knows programmatic dependent launch.
@@ -95,19 +96,22 @@ void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaS
   config.blockDim = dims.block;
   config.dynamicSmemBytes = dims.shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[3] = {};
   config.attrs = attributes;
   if (dims.overlap && launches_can_overlap()) {
     cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
   }
-  if (dims.cluster_y > 1) {
+  if (dims.cluster.x * dims.cluster.y * dims.cluster.z > 1) {
     cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = 1;
-    cluster.val.clusterDim.y = dims.cluster_y;
-    cluster.val.clusterDim.z = 1;
+    cluster.val.clusterDim = {dims.cluster.x, dims.cluster.y, dims.cluster.z};
+  }
+  if (dims.cooperative) {
+    cudaLaunchAttribute& cooperative = attributes[config.numAttrs++];
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
   }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name);
   if (sync) {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "attention/sample_tail.h"
+#include "attention/attend_sampled.h"
 #include "engine/core/error.h"
 #include "tests/attention/list_buffers.h"
 #include "tests/gpu.h"
@@ -128,33 +128,7 @@ TEST(SelectStaticCuda, GivesTheListsOfTheCpu) {
   }
 }
 
-TEST(DrawPilotCuda, DrawsAsTheCpuDoes) {
-  VESPER_NEEDS_GPU();
-  const Stream stream(DeviceKind::kCuda);
-  std::mt19937 random(2);
-  const std::vector<int> lengths{3, 9, 10, 11, 700, 16393, 40000};
-  RaggedBatch ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1), 16);
-  ragged.request = {9, 8, 7, 3, 1, 1, 70000};
-  const DeviceBatch device(stream, ragged);
-  const auto seqs = static_cast<int>(lengths.size());
-  const AttentionShape shape = shape_of(2, 3, 64, 16);
-  for (const Amount pilot : {Amount{512}, Amount{0.3}, Amount{1e9}}) {
-    const SampleRule rule{.pilot = pilot, .seed = 5, .layer = 31};
-    ListBuffers expected(seqs, 3, 40000);
-    cpu::select_static(shape, ragged.batch, {}, {.sink_tokens = {4}, .window_tokens = {5}, .top_k = {}}, {.tokens = 3},
-                       expected.list);
-    const DeviceLists lists(stream, expected);
-    cpu::draw_pilot(shape, ragged.batch, rule, {.tokens = 3}, expected.list);
-    draw_pilot(stream.exec(), shape, device.batch, rule, {.tokens = 3}, lists.list);
-    ListBuffers found(seqs, 3, 40000);
-    lists.read(stream, found);
-    for (int s = 0; s < seqs; ++s) {
-      for (int g = 0; g < 3; ++g) expect_same_list(found, expected, s, g, "pilot " + std::to_string(pilot.value));
-    }
-  }
-}
-
-// A layer in T's numbers, with queries whose scores deviate by about 1.5 and values around 1, and a pilot attended to.
+// A layer in T's numbers, with queries whose scores deviate by about 1.5 and values around 1.
 struct Layer {
   AttentionShape shape;
   RaggedBatch ragged;
@@ -192,40 +166,51 @@ struct Layer {
     round_to<T>(v.data);
     round_to<T>(q);
   }
-  template <typename T>
-  void attend(const ListBuffers& lists) {
-    for (int s = 0; s < ragged.batch.seqs; ++s) {
-      for (int h = 0; h < shape.heads; ++h) {
-        const int g = h / shape.group();
-        std::vector<double> sums(static_cast<std::size_t>(shape.head_dim));
-        double total = 0.0;
-        for (int i = 0; i < lists.list.count(s, g); ++i) {
-          const std::int32_t t = lists.list.index(s, g, i);
-          double score = i < lists.list.tail_begin(s, g) ? 0.0 : static_cast<double>(lists.list.tail_log_weight(s, g));
-          double product = 0.0;
-          for (int d = 0; d < shape.head_dim; ++d) {
-            product += static_cast<double>(q[row(s, h) + static_cast<std::size_t>(d)]) *
-                       static_cast<double>(k.at(ragged.batch, s, t, g, d));
-          }
-          score = std::exp(score + product * static_cast<double>(shape.scale));
-          total += score;
-          for (int d = 0; d < shape.head_dim; ++d) {
-            sums[static_cast<std::size_t>(d)] += score * static_cast<double>(v.at(ragged.batch, s, t, g, d));
-          }
-        }
-        for (std::size_t d = 0; d < sums.size(); ++d) out[row(s, h) + d] = static_cast<float>(sums[d] / total);
-        lse[static_cast<std::size_t>(s * shape.heads + h)] = static_cast<float>(std::log(total));
+  // The list's static part, then the tail that the rule asks for at so many times its epsilon.
+  void sample(SampleRule rule, float epsilon_times, DenseLimit dense, ListBuffers& lists) {
+    rule.epsilon *= epsilon_times;
+    const Batch& batch = ragged.batch;
+    const AttentionLimits limits{.shape = shape, .max_seqs = batch.seqs, .max_context = batch.max_kv_len};
+    ScratchCarver counter(nullptr);
+    (void)take_sampled_scratch(counter, limits, batch.seqs, batch.max_kv_len);
+    const Buffer memory(Memory::kHost, counter.used(), "test");
+    ScratchCarver carver(memory.data());
+    const std::int64_t width = std::int64_t{shape.heads} * shape.head_dim;
+    cpu::attend_sampled(
+        shape, TensorView<const float, 2>(q.data(), batch.seqs, width), {.k = k.ref(), .v = v.ref()}, batch, rule,
+        dense, lists.list, lists.report, take_sampled_scratch(carver, limits, batch.seqs, batch.max_kv_len),
+        TensorView<float, 2>(out.data(), batch.seqs, width), TensorView<float, 2>(lse.data(), batch.seqs, shape.heads));
+  }
+  // Attention over a list: sum w v / sum w, sum w |v| / sum w and log sum w, w = e^{score + log weight}.
+  struct Attended {
+    std::vector<double> out, absolute;
+    double lse;
+  };
+  [[nodiscard]] Attended attend(const ListBuffers& lists, int s, int h) {
+    const auto channels = static_cast<std::size_t>(shape.head_dim);
+    const int g = h / shape.group();
+    Attended attended{std::vector<double>(channels), std::vector<double>(channels), 0.0};
+    double total = 0.0;
+    for (int i = 0; i < lists.list.count(s, g); ++i) {
+      const std::int32_t t = lists.list.index(s, g, i);
+      double score = i < lists.list.tail_begin(s, g) ? 0.0 : static_cast<double>(lists.list.tail_log_weight(s, g));
+      double product = 0.0;
+      for (std::size_t d = 0; d < channels; ++d) {
+        product += static_cast<double>(q[row(s, h) + d]) *
+                   static_cast<double>(k.at(ragged.batch, s, t, g, static_cast<int>(d)));
+      }
+      score = std::exp(score + product * static_cast<double>(shape.scale));
+      total += score;
+      for (std::size_t d = 0; d < channels; ++d) {
+        const auto value = static_cast<double>(v.at(ragged.batch, s, t, g, static_cast<int>(d)));
+        attended.out[d] += score * value;
+        attended.absolute[d] += score * std::abs(value);
       }
     }
-    round_to<T>(out);
-  }
-  void size(SampleRule rule, float epsilon_times, DenseLimit dense, ListBuffers& lists) {
-    rule.epsilon *= epsilon_times;
-    const std::int64_t width = std::int64_t{shape.heads} * shape.head_dim;
-    const int seqs = ragged.batch.seqs;
-    cpu::size_sample(shape, TensorView<const float, 2>(q.data(), seqs, width), {.k = k.ref(), .v = v.ref()},
-                     ragged.batch, TensorView<const float, 2>(out.data(), seqs, width),
-                     TensorView<const float, 2>(lse.data(), seqs, shape.heads), rule, dense, lists.list, lists.report);
+    for (double& sum : attended.out) sum /= total;
+    for (double& sum : attended.absolute) sum /= total;
+    attended.lse = std::log(total);
+    return attended;
   }
 };
 
@@ -235,17 +220,30 @@ struct Seen {
   int hit = 0;
 };
 
-// CUDA's lists must lie among the CPU's at epsilon and a thousandth to either side: a term near the tolerance may fall
-// on either side of it, and a size to either side of a whole number.
+// Weights are rounded to T before they multiply values, and the result once more; sums in fp32 and the exponential add
+// less than 2^-12 at these lengths.
 template <typename T>
-void compare_sizes(const Stream& stream, Layer& layer, const SampleRule& rule, const std::string& what, Seen& seen) {
+void expect_attended(Layer& layer, const ListBuffers& lists, int s, int h, const std::vector<float>& out,
+                     const std::vector<float>& lse, const std::string& where) {
+  const Layer::Attended expected = layer.attend(lists, s, h);
+  const double rounding = std::is_same_v<T, bf16> ? 0x1p-8 : 0x1p-11;
+  for (std::size_t d = 0; d < expected.out.size(); ++d) {
+    const double bound = (2 * rounding + 0x1p-12) * expected.absolute[d];
+    ASSERT_NEAR(static_cast<double>(out[layer.row(s, h) + d]), expected.out[d], bound) << where << ", channel " << d;
+  }
+  EXPECT_NEAR(static_cast<double>(lse[static_cast<std::size_t>(s * layer.shape.heads + h)]), expected.lse, 0x1p-12)
+      << where;
+}
+
+// CUDA's lists must lie among the CPU's at epsilon and a thousandth to either side: a term near the tolerance may fall
+// on either side of it, and a size to either side of a whole number. Its output must be that of its own list.
+template <typename T>
+void compare_samples(const Stream& stream, Layer& layer, const SampleRule& rule, const std::string& what, Seen& seen) {
   const DenseLimit dense{.tokens = 30};
   const Batch& batch = layer.ragged.batch;
   const AttentionShape& shape = layer.shape;
-  ListBuffers pilot(batch.seqs, shape.kv_heads, batch.max_kv_len);
-  cpu::select_static(shape, batch, {}, {.sink_tokens = {8}, .window_tokens = {8}, .top_k = {}}, dense, pilot.list);
-  cpu::draw_pilot(shape, batch, rule, dense, pilot.list);
-  layer.attend<T>(pilot);
+  ListBuffers fixed(batch.seqs, shape.kv_heads, batch.max_kv_len);
+  cpu::select_static(shape, batch, {}, {.sink_tokens = {8}, .window_tokens = {8}, .top_k = {}}, dense, fixed.list);
 
   const DeviceBatch device(stream, layer.ragged);
   const Buffer k = upload_as<T>(stream, layer.k.data);
@@ -257,17 +255,28 @@ void compare_sizes(const Stream& stream, Layer& layer, const SampleRule& rule, c
   const std::int64_t width = std::int64_t{shape.heads} * shape.head_dim;
   const LayerKv kv{.k = k.ref(dtype, layer.k.pages, shape.kv_heads, shape.page_tokens, shape.head_dim),
                    .v = v.ref(dtype, layer.v.pages, shape.kv_heads, shape.page_tokens, shape.head_dim)};
-  const DeviceLists lists(stream, pilot);
-  size_sample(stream.exec(), shape, q.ref(dtype, batch.seqs, width), kv, device.batch,
-              out.ref(dtype, batch.seqs, width), lse.view<const float>(batch.seqs, shape.heads), rule, dense,
-              lists.list, lists.report);
-  ListBuffers found(pilot);
+  const DeviceLists lists(stream, fixed);
+  const AttentionLimits limits{.shape = shape,
+                               .device = DeviceKind::kCuda,
+                               .dtype = dtype,
+                               .max_seqs = batch.seqs,
+                               .max_context = batch.max_kv_len};
+  ScratchCarver counter(nullptr);
+  (void)take_sampled_scratch(counter, limits, batch.seqs, batch.max_kv_len);
+  const Buffer memory(Memory::kDevice, counter.used(), "test");
+  ScratchCarver carver(memory.data());
+  attend_sampled(stream.exec(), shape, q.ref(dtype, batch.seqs, width), kv, device.batch, rule, dense, lists.list,
+                 lists.report, take_sampled_scratch(carver, limits, batch.seqs, batch.max_kv_len),
+                 out.ref(dtype, batch.seqs, width), lse.view<float>(batch.seqs, shape.heads));
+  ListBuffers found(fixed);
   lists.read(stream, found);
+  const std::vector<float> outs = download_floats<T>(stream, out, layer.q.size());
+  const std::vector<float> lses = download<float>(stream, lse, layer.lse.size());
 
-  std::vector<ListBuffers> expected(3, pilot);
+  std::vector<ListBuffers> expected(3, fixed);
   for (int i = 0; i < 3; ++i)
-    layer.size(rule, 1.0F + 1e-3F * static_cast<float>(i - 1), dense, expected[static_cast<std::size_t>(i)]);
-  ListBuffers whole(pilot);  // of draws in order
+    layer.sample(rule, 1.0F + 1e-3F * static_cast<float>(i - 1), dense, expected[static_cast<std::size_t>(i)]);
+  ListBuffers whole(fixed);  // of draws in order
   SampleRule all = rule;
   all.pilot = {1e9};
   cpu::draw_pilot(shape, batch, all, dense, whole.list);
@@ -282,7 +291,7 @@ void compare_sizes(const Stream& stream, Layer& layer, const SampleRule& rule, c
         EXPECT_EQ(hits, 0) << where;
         continue;
       }
-      const int begin = pilot.list.tail_begin(s, g);
+      const int begin = fixed.list.tail_begin(s, g);
       const int drawn = count - begin;
       const int rest = batch.kv_len(s) - begin;
       bool near = false;
@@ -307,8 +316,12 @@ void compare_sizes(const Stream& stream, Layer& layer, const SampleRule& rule, c
       }
       EXPECT_FLOAT_EQ(found.list.tail_log_weight(s, g), static_cast<float>(std::log(static_cast<double>(rest) / drawn)))
           << where;
-      seen.sized += count > pilot.list.count(s, g) && drawn < rest ? 1 : 0;
+      const int pilot = std::max(2, tokens_of(rule.pilot, batch.kv_len(s)));
+      seen.sized += drawn > pilot && drawn < rest ? 1 : 0;
       seen.hit += hits > 0 ? 1 : 0;
+      for (int h = g * shape.group(); h < (g + 1) * shape.group(); ++h) {
+        expect_attended<T>(layer, found, s, h, outs, lses, where + ", head " + std::to_string(h));
+      }
     }
   }
 }
@@ -317,6 +330,22 @@ template <typename T>
 class SizeSampleCuda : public testing::Test {};
 using ElementTypes = testing::Types<bf16, f16>;
 TYPED_TEST_SUITE(SizeSampleCuda, ElementTypes);
+
+// An epsilon that no term exceeds: the tail stays the pilot.
+TYPED_TEST(SizeSampleCuda, DrawsThePilotAsTheCpuDoes) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  std::mt19937 random(2);
+  Layer layer(random, shape_of(2, 3, 64, 16), {3, 31, 33, 48, 49, 50, 700, 16393, 40000});
+  layer.ragged.request = {9, 8, 7, 3, 1, 1, 2, 3, 70000};
+  layer.round<TypeParam>();
+  for (const Amount pilot : {Amount{512}, Amount{0.3}, Amount{1e9}}) {
+    const SampleRule rule{.epsilon = 1e6F, .pilot = pilot, .seed = 5, .layer = 31};
+    Seen seen;
+    compare_samples<TypeParam>(stream, layer, rule, "pilot " + std::to_string(pilot.value), seen);
+    EXPECT_EQ(seen.sized, 0);
+  }
+}
 
 TYPED_TEST(SizeSampleCuda, SizesAsTheCpuDoes) {
   VESPER_NEEDS_GPU();
@@ -334,11 +363,11 @@ TYPED_TEST(SizeSampleCuda, SizesAsTheCpuDoes) {
     for (const Verify verify : {Verify::kOutput, Verify::kDenominator}) {
       for (const float epsilon : {0.05F, 0.15F, 0.5F}) {
         const SampleRule rule{.epsilon = epsilon, .pilot = {150}, .verify = verify, .seed = 11, .layer = 2};
-        compare_sizes<TypeParam>(stream, layer, rule,
-                                 "group " + std::to_string(form.group) + ", head_dim " + std::to_string(form.head_dim) +
-                                     ", epsilon " + std::to_string(epsilon) +
-                                     (verify == Verify::kOutput ? ", output" : ", denominator"),
-                                 seen);
+        compare_samples<TypeParam>(stream, layer, rule,
+                                   "group " + std::to_string(form.group) + ", head_dim " +
+                                       std::to_string(form.head_dim) + ", epsilon " + std::to_string(epsilon) +
+                                       (verify == Verify::kOutput ? ", output" : ", denominator"),
+                                   seen);
       }
     }
   }
@@ -363,7 +392,7 @@ TYPED_TEST(SizeSampleCuda, GuardsAsTheCpuDoes) {
         for (std::uint32_t seed = 0; seed < 8; ++seed) {
           const SampleRule rule{
               .epsilon = 0.2F, .pilot = {100}, .verify = verify, .on_outlier = on_outlier, .seed = seed};
-          compare_sizes<TypeParam>(
+          compare_samples<TypeParam>(
               stream, layer, rule,
               "head_dim " + std::to_string(head_dim) + (verify == Verify::kOutput ? ", output" : ", denominator") +
                   (on_outlier == OnOutlier::kReport ? ", report" : ", escalate") + ", seed " + std::to_string(seed),

@@ -66,6 +66,7 @@ struct Case {
   double mean;   // of values: with a weak one |o| is small against the values, and the output harder
   Verify verify;
   float epsilon;
+  unsigned scenes = 5;  // more where the rate of misses, about 0.04, is not far from delta
 };
 void PrintTo(const Case& c, std::ostream* to) {
   *to << "sigma " << c.sigma << ", " << c.heads << " heads of " << c.head_dim << ", mean value " << c.mean
@@ -79,7 +80,7 @@ TEST_P(Guarantee, HoldsWithExactTopK) {
   const SampleRule rule = rule_of(c.verify, c.epsilon);
   const double epsilon = static_cast<double>(c.epsilon);
   Outcome outcome;
-  for (unsigned instance = 0; instance < 5; ++instance) {
+  for (unsigned instance = 0; instance < c.scenes; ++instance) {
     SampledScene scene(c.heads, c.head_dim, kTokens, 400 / c.heads);
     scene.fill(c.sigma, c.mean, 10 * instance + 1);
     scene.select(kStatic);
@@ -104,7 +105,7 @@ INSTANTIATE_TEST_SUITE_P(Scores, Guarantee,
                                          Case{3.0, 1, 8, 1.0, Verify::kDenominator, 0.05F},
                                          Case{1.5, 2, 8, 1.0, Verify::kOutput, 0.05F},
                                          Case{3.0, 2, 8, 1.0, Verify::kOutput, 0.05F},
-                                         Case{1.5, 1, 1, 0.5, Verify::kOutput, 0.1F},
+                                         Case{1.5, 1, 1, 0.5, Verify::kOutput, 0.1F, 20},
                                          Case{3.0, 1, 2, 0.5, Verify::kOutput, 0.1F}));
 
 // With a sample of a fixed size the denominator has no bias, and its error has the variance that sizes are computed

@@ -1,0 +1,46 @@
+// Thread-block clusters: neighbouring blocks (Dims::cluster of them) that run at the same time and reach each other's
+// shared memory. Compute capability 9.0 and up; before that every block is a cluster of its own. Source: PTX ISA,
+// "barrier.cluster" and "mapa"; CUDA programming guide, "Distributed shared memory".
+#pragma once
+
+namespace vesper::cuda {
+
+inline constexpr int kMaxCluster = 8;  // blocks; more are not portable
+
+__device__ inline int cluster_blocks() {
+  unsigned blocks = 1;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+#endif
+  return static_cast<int>(blocks);
+}
+
+// Says that this thread has come here. The barrier's first use also says that the block has begun: another block's
+// shared memory may not be touched before.
+__device__ inline void arrive_in_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+// Waits until all threads of the cluster have; their writes before can be seen. In a cluster of one as __syncthreads().
+__device__ inline void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// `here`, of this block's shared memory, in that of block `rank` of the cluster.
+template <typename T>
+__device__ T* in_block(T* here, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  T* there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(here), "r"(rank));
+  return there;
+#else
+  return here;
+#endif
+}
+
+}  // namespace vesper::cuda
