@@ -16,6 +16,7 @@
 
 #include "engine/core/launch.cuh"
 #include "engine/core/numeric.cuh"
+#include "engine/core/overlap.cuh"
 #include "kvcache/append.h"
 #include "kvcache/rotate.cuh"
 
@@ -60,6 +61,8 @@ __device__ void rotate(uint4& low, uint4& high, const float2* rotation) {
 template <typename T>
 __global__ void __launch_bounds__(kThreads) append(const __grid_constant__ AppendArgs<T> args) {
   extern __shared__ float2 rotation[];  // [head_dim / 2] (cos, sin) of the token's position
+  let_next_start();
+  wait_for_previous();
   const std::int64_t t = blockIdx.x;
   const int half = args.head_dim / 2;
   const int position = args.positions(t);
@@ -113,7 +116,8 @@ void launch_append(const Exec& exec, const TensorRef& qkv, const Rope& rope, con
   launch("append", append<T>,
          {.grid = dim3(static_cast<unsigned>(batch.tokens), static_cast<unsigned>((pieces + kThreads - 1) / kThreads)),
           .block = dim3(kThreads),
-          .shared_bytes = static_cast<size_t>(args.head_dim / 2) * sizeof(float2)},
+          .shared_bytes = static_cast<size_t>(args.head_dim / 2) * sizeof(float2),
+          .overlap = true},
          exec.stream, args);
 }
 

@@ -10,6 +10,8 @@
 //   leaves. Bounds and moments: a thread a channel, down the lines, so that sums have the CPU's order. Int4: a warp a
 //   line, a lane every 32nd pair of channels.
 // Every operation is one IEEE operation, as on the CPU, so both devices write the same bits for the same keys.
+// A decode step rebuilds one page a KV head: its time is that of one load after another, so all lines of a tile are
+//   read at once and no warp has a second line of a page of 16.
 // Byte bound: K of the touched pages read once, their tables written once. K is read here a second time for int4, from
 //   the first-level cache: a tile is 4 KiB at 16 x 128.
 // Source: bounds, Tang et al., "Quest", arXiv 2406.10774; int4 keys, Lin et al., "Twilight", arXiv 2502.02770; packing
@@ -17,12 +19,13 @@
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
 #include "engine/core/numeric.cuh"
+#include "engine/core/overlap.cuh"
 #include "kvcache/side_tables.h"
 
 namespace vesper::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 512;
 constexpr int kWarpThreads = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
@@ -52,21 +55,28 @@ __device__ unsigned code_of(float key, float scale, float zero) {
   return steps > 0.0F ? static_cast<unsigned>(fminf(steps, 15.0F)) : 0U;
 }
 
-// Bounds and moments of channel d over the first `lines` lines of a tile.
+// Bounds and moments of channel d over the first `lines` lines of a tile, kAtOnce of them in flight.
 template <typename T>
 __device__ void write_channel(const SideArgs<T>& args, const T* tile, int lines, int head_dim, int page, int g, int d) {
-  T least = tile[tile_offset(0, d, head_dim)];
-  T largest = least;
+  constexpr int kAtOnce = 16;
+  T least = {};
+  T largest = {};
   float sum = 0.0F;
   float squares = 0.0F;
-#pragma unroll 4
-  for (int t = 0; t < lines; ++t) {
-    const T stored = tile[tile_offset(t, d, head_dim)];
-    const float key = widen(stored);
-    if (key < widen(least)) least = stored;
-    if (key > widen(largest)) largest = stored;
-    sum = __fadd_rn(sum, key);
-    squares = __fadd_rn(squares, __fmul_rn(key, key));
+  for (int first = 0; first < lines; first += kAtOnce) {
+    T stored[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) stored[i] = tile[tile_offset(min(first + i, lines - 1), d, head_dim)];
+    if (first == 0) least = largest = stored[0];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i >= lines) break;
+      const float key = widen(stored[i]);
+      if (key < widen(least)) least = stored[i];
+      if (key > widen(largest)) largest = stored[i];
+      sum = __fadd_rn(sum, key);
+      squares = __fadd_rn(squares, __fmul_rn(key, key));
+    }
   }
   if (args.bounds.data() != nullptr) {
     args.bounds(page, g, 0, d) = least;
@@ -113,16 +123,17 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) rebuild_side_tables(const __grid_constant__ SideArgs<T> args) {
   const int g = static_cast<int>(blockIdx.x);
   const int s = static_cast<int>(blockIdx.z);
+  let_next_start();
   const int first = args.query_start(s);
   const int last = args.query_start(s + 1) - 1;
-  if (first > last) return;
   const int page_tokens = static_cast<int>(args.k.shape(2));
   const int head_dim = static_cast<int>(args.k.shape(3));
-  const int p = args.positions(first) / page_tokens + static_cast<int>(blockIdx.y);
-  if (p > args.positions(last) / page_tokens) return;
+  const int p = first > last ? 0 : args.positions(first) / page_tokens + static_cast<int>(blockIdx.y);
+  if (first > last || p > args.positions(last) / page_tokens) return wait_for_previous();
 
   const int page = args.page_table(s, p);
   const int lines = min(page_tokens, args.kv_len(s) - p * page_tokens);
+  wait_for_previous();
   const T* tile = &args.k(page, g, 0, 0);
   if (args.bounds.data() != nullptr || args.moments.data() != nullptr) {
     for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kThreads) {
@@ -160,8 +171,8 @@ void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv)
     // Pages that the tokens of one sequence can touch: the first may begin in mid-page.
     const auto pages = static_cast<unsigned>((batch.max_query_tokens + page_tokens - 2) / page_tokens + 1);
     launch("rebuild_side_tables", rebuild_side_tables<T>,
-           {.grid = dim3(kv_heads, pages, static_cast<unsigned>(batch.seqs)), .block = dim3(kThreads)}, exec.stream,
-           args);
+           {.grid = dim3(kv_heads, pages, static_cast<unsigned>(batch.seqs)), .block = dim3(kThreads), .overlap = true},
+           exec.stream, args);
   });
 }
 
