@@ -4,11 +4,11 @@
 //   keys    [pages, kv_heads, page_tokens, head_dim / 2] u8 with (scale, zero) f16 pairs, or the cache's own tiles
 //   scores  [seqs, heads, capacity] f32
 //
-// Block (i, g, s) = candidates 256 i ... 256 i + 255 of KV head g of sequence s; a warp takes four tiles of 16
-// candidates, which lie on one page each. A tile is one product of tensor cores: D[candidate, head] += A[candidate,
-// channel] B[channel, head], the group's query heads being the columns, so that a key is read once for all of them.
-// Codes 0 ... 15 are exact in either 16-bit type, their products with q too, and sums are fp32: scale and zero enter
-// after the sum.
+// Block (i, g, s) = the i-th 256 (or 512, where there are many blocks) candidates of KV head g of sequence s; a warp
+// takes four (or eight) tiles of 16 candidates, which lie on one page each. A tile is one product of tensor cores:
+// D[candidate, head] += A[candidate, channel] B[channel, head], the group's query heads being the columns, so that a
+// key is read once for all of them. Codes 0 ... 15 are exact in either 16-bit type, their products with q too, and sums
+// are fp32: scale and zero enter after the sum.
 //
 // A sum over channels may take them in any order, so each lane keeps those that one wide load brings: lane 4 r + c
 // reads
@@ -28,14 +28,15 @@
 #include "attention/score_tokens.h"
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
+#include "engine/core/overlap.cuh"
 
 namespace vesper::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kTile = 16;  // candidates of one product
-constexpr int kWarpTiles = 4;
-constexpr int kBlockCandidates = kWarps * kWarpTiles * kTile;
+constexpr int kTile = 16;      // candidates of one product
+constexpr int kWarpTiles = 4;  // at least, of a warp
+constexpr int kMostTiles = 8;
 constexpr int kColumns = 8;  // query heads of one product
 
 template <typename T>
@@ -53,6 +54,7 @@ struct ScoreArgs {
   int kv_heads;
   int group;
   int page_shift;
+  int warp_tiles;  // kWarpTiles or kMostTiles
   float scale;
 };
 
@@ -157,12 +159,19 @@ __global__ void __launch_bounds__(kWarps * 32) score_candidates(const __grid_con
   constexpr int kTogether = kSource == KeySource::kInt4 ? 4 : 1;
   const auto g = static_cast<int>(blockIdx.y);
   const auto s = static_cast<int>(blockIdx.z);
+  let_next_start();
+  wait_for_previous();
   const std::int32_t kv_len = args.kv_len(s);
   if (kv_len <= args.dense_limit) return;
   const bool listed = args.page_index.data() != nullptr;
+  const int first = (static_cast<int>(blockIdx.x) * kWarps + this_warp()) * args.warp_tiles * kTile;
+  // Lane i looks up the page of the warp's tile i; what lies behind the list's end is not used.
+  const int own = first + this_lane() % kMostTiles * kTile;
+  std::int32_t own_page = own >> args.page_shift;
+  if (listed) own_page = own_page < args.page_index.shape(2) ? args.page_index(s, g, own_page) : 0;
   const std::int32_t candidates = listed ? args.page_count(s, g) << args.page_shift : kv_len;
-  const int first = static_cast<int>(blockIdx.x) * kBlockCandidates + this_warp() * kWarpTiles * kTile;
   if (first >= candidates) return;
+  const std::int32_t own_place = own < candidates ? args.page_table(s, own_page) : 0;
 
   const int r = this_lane() / 4;
   const int c = this_lane() % 4;
@@ -172,37 +181,21 @@ __global__ void __launch_bounds__(kWarps * 32) score_candidates(const __grid_con
 #pragma unroll
   for (int m = 0; m < kProducts; ++m) {
     load_query<T, kHeadDim, kSource>(q, m * kColumns + r, args.group, c, query[m]);
-    if constexpr (kSource == KeySource::kInt4) {
-      float sum = 0.0F;
-#pragma unroll
-      for (const unsigned pair : query[m]) {
-        const float2 two = widen_pair<T>(pair);
-        sum += two.x + two.y;
-      }
-      sum = row_sum(sum);  // of head r, in its four lanes
-      sum_of_q[m][0] = __shfl_sync(kAllLanes, sum, 8 * c);
-      sum_of_q[m][1] = __shfl_sync(kAllLanes, sum, 8 * c + 4);
-    }
   }
 
 #pragma unroll 1
-  for (int batch = 0; batch < kWarpTiles; batch += kTogether) {
+  for (int batch = 0; batch < args.warp_tiles; batch += kTogether) {
     unsigned rows[kTogether][2][kWords<kHeadDim, kSource>];  // lines r and r + 8 of each tile
     unsigned params[kTogether][2];
     std::int32_t token[kTogether];  // first of the tile
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
       const int j = first + (batch + i) * kTile;
-      token[i] = INT32_MAX - kTile;
-      std::int64_t tile = 0;
-      int line = 0;
-      if (j < candidates) {
-        const int slot = j >> args.page_shift;
-        const std::int32_t page = listed ? args.page_index(s, g, slot) : slot;
-        line = j - (slot << args.page_shift);
-        token[i] = (page << args.page_shift) + line;
-        tile = std::int64_t{args.page_table(s, page)} * args.kv_heads + g;
-      }
+      const std::int32_t page = __shfl_sync(kAllLanes, own_page, batch + i);
+      const std::int32_t place = __shfl_sync(kAllLanes, own_place, batch + i);
+      const int line = j & ((1 << args.page_shift) - 1);
+      const std::int64_t tile = std::int64_t{place} * args.kv_heads + g;
+      token[i] = j < candidates ? (page << args.page_shift) + line : INT32_MAX - kTile;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = line + r + 8 * half;
@@ -211,6 +204,20 @@ __global__ void __launch_bounds__(kWarps * 32) score_candidates(const __grid_con
         if constexpr (kSource == KeySource::kInt4) {
           params[i][half] = holds_token ? args.int4_params[(tile << args.page_shift) + row] : 0U;
         }
+      }
+    }
+    if (kSource == KeySource::kInt4 && batch == 0) {
+#pragma unroll
+      for (int m = 0; m < kProducts; ++m) {
+        float sum = 0.0F;
+#pragma unroll
+        for (const unsigned pair : query[m]) {
+          const float2 two = widen_pair<T>(pair);
+          sum += two.x + two.y;
+        }
+        sum = row_sum(sum);  // of head r, in its four lanes
+        sum_of_q[m][0] = __shfl_sync(kAllLanes, sum, 8 * c);
+        sum_of_q[m][1] = __shfl_sync(kAllLanes, sum, 8 * c + 4);
       }
     }
 #pragma unroll
@@ -247,13 +254,20 @@ __global__ void __launch_bounds__(kWarps * 32) score_candidates(const __grid_con
 }
 
 template <typename T, int kHeadDim, KeySource kSource>
-void launch_scores(const Exec& exec, const ScoreArgs<T>& args, int seqs) {
-  const std::int64_t blocks = (args.scores.shape(2) + kBlockCandidates - 1) / kBlockCandidates;
+void launch_scores(const Exec& exec, ScoreArgs<T> args, int seqs) {
+  // Twice as many tiles a warp share the look-ups where blocks are many times what the device runs side by side.
+  const std::int64_t few = std::int64_t{kWarps} * kWarpTiles * kTile;
+  const std::int64_t blocks_of_few = (args.scores.shape(2) + few - 1) / few * args.kv_heads * seqs;
+  constexpr std::int64_t kManyBlocks = 4096;
+  args.warp_tiles = blocks_of_few < kManyBlocks ? kWarpTiles : kMostTiles;
+  const std::int64_t of_block = std::int64_t{kWarps} * args.warp_tiles * kTile;
+  const std::int64_t blocks = (args.scores.shape(2) + of_block - 1) / of_block;
   launch(
       "score_candidates",
       args.group <= kColumns ? score_candidates<T, kHeadDim, kSource, 1> : score_candidates<T, kHeadDim, kSource, 2>,
       {.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(seqs)),
-       .block = dim3(kWarps * 32)},
+       .block = dim3(kWarps * 32),
+       .overlap = true},
       exec.stream, args);
 }
 
@@ -280,6 +294,7 @@ void score_tokens(const Exec& exec, const AttentionShape& shape, const TensorRef
                             .kv_heads = shape.kv_heads,
                             .group = shape.group(),
                             .page_shift = std::countr_zero(static_cast<unsigned>(shape.page_tokens)),
+                            .warp_tiles = kWarpTiles,
                             .scale = shape.scale};
     const bool wide = shape.head_dim == 128;
     if (source == KeySource::kInt4) {
