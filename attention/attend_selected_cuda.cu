@@ -163,6 +163,8 @@ __device__ std::int64_t warp_sum(std::int64_t x) {
 
 // Grid (kv_heads), one warp a block, its lanes over the sequences: no two blocks add to one total.
 __global__ void __launch_bounds__(kWarpThreads) count_lists(const __grid_constant__ CountArgs args) {
+  let_next_start();
+  wait_for_previous();
   const auto g = blockIdx.x;
   std::int64_t kept = 0;
   std::int64_t visible = 0;
@@ -241,7 +243,8 @@ void count_selected(const Exec& exec, const AttentionShape& shape, const Batch& 
                        .lengths = {.above = dense.tokens},
                        .seqs = batch.seqs,
                        .page_tokens = list.unit == SelectionUnit::kPages ? shape.page_tokens : 0};
-  launch("count_lists", count_lists, {.grid = dim3(static_cast<unsigned>(shape.kv_heads)), .block = dim3(kWarpThreads)},
+  launch("count_lists", count_lists,
+         {.grid = dim3(static_cast<unsigned>(shape.kv_heads)), .block = dim3(kWarpThreads), .overlap = true},
          exec.stream, args);
 }
 

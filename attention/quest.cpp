@@ -59,14 +59,11 @@ class Quest final : public SparseAttention {
     const AttentionShape& shape = limits().shape;
     const QuestScratch scratch = lay_out(carver, config_, shape, batch.seqs, batch.max_kv_len);
     const std::int64_t pages = pages_of(batch);
-    layer.begin_stage(exec, "score", [=, this, seqs = batch.seqs] {
-      return score_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages);
+    layer.begin_stage(exec, "score+select", [=, this, seqs = batch.seqs, list = scratch.pages] {
+      return choose_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages, entries_of(exec, list));
     });
-    score_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, dense_limit(), scratch.scores);
-    layer.begin_stage(exec, "select", [=, this, list = scratch.pages] {
-      return select_pages_cost(limits().shape, pages, entries_of(exec, list));
-    });
-    select_pages(exec, shape, batch, scratch.scores, budget_of(config_), dense_limit(), scratch.pages);
+    choose_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, budget_of(config_), dense_limit(),
+                 {.scores = scratch.scores, .tickets = tickets(batch)}, scratch.pages);
     return {.list = scratch.pages, .guard_hits = {}};
   }
 
@@ -89,7 +86,7 @@ AttentionScratch quest_scratch(const QuestConfig& config, const AttentionLimits&
   const QuestScratch largest = lay_out(counter, config, limits.shape, limits.max_seqs, limits.max_context);
   const int entries = static_cast<int>(largest.pages.index.shape(2));
   return {.partials = list_partial_bytes(limits, entries, kMinSplitTokens / limits.shape.page_tokens),
-          .selections = counter.used()};
+          .selections = counter.used() + ticket_bytes(limits)};
 }
 
 std::unique_ptr<AttentionBackend> make_quest(const QuestConfig& config, int dense_below,

@@ -19,6 +19,19 @@ void score_pages(const Exec& exec, const AttentionShape& shape, const TensorRef&
   cpu::score_pages(shape, q.as<const float, 2>(), kv, batch, page_score, group_score, dense, scores);
 }
 
+void choose_pages(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                  const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
+                  DenseLimit dense, const PageScratch& scratch, const Selection& pages) {
+  if constexpr (kHaveCuda) {
+    if (exec.on_cuda() && page_score == PageScore::kMinMax) {
+      assert(has_room_for_pages(shape, batch, scratch.scores.shape(2)));
+      return cuda::choose_pages(exec, shape, q, kv, batch, group_score, budget, dense, scratch, pages);
+    }
+  }
+  score_pages(exec, shape, q, kv, batch, page_score, group_score, dense, scratch.scores);
+  select_pages(exec, shape, batch, scratch.scores, budget, dense, pages);
+}
+
 Cost score_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_score, std::int64_t seqs,
                       std::int64_t pages) {
   const std::int64_t element = page_score == PageScore::kMinMax ? dtype_bytes(dtype) : 4;
@@ -30,6 +43,12 @@ Cost score_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_s
 
 Cost select_pages_cost(const AttentionShape& shape, std::int64_t pages, std::int64_t kept) {
   return {.bytes = 4 * (pages * shape.kv_heads + kept), .flops = pages * shape.kv_heads};
+}
+
+Cost choose_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_score, std::int64_t seqs,
+                       std::int64_t pages, std::int64_t kept) {
+  const Cost scoring = score_pages_cost(shape, dtype, page_score, seqs, pages);
+  return {.bytes = scoring.bytes + 4 * kept, .flops = scoring.flops};
 }
 
 void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,

@@ -35,11 +35,24 @@ struct PageBudget {
 void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                   const PageBudget& budget, DenseLimit dense, const Selection& pages);
 
+// Both in one: scores as score_pages leaves them, and the lists of select_pages from them. One launch on CUDA where
+// pages are scored by their bounds.
+struct PageScratch {
+  TensorView<float, 3> scores;          // [seqs, kv_heads, page capacity]
+  TensorView<std::int32_t, 2> tickets;  // [seqs, kv_heads] counters, CUDA only: all zero before and after
+};
+void choose_pages(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                  const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
+                  DenseLimit dense, const PageScratch& scratch, const Selection& pages);
+
 // `pages`: of all sequences. Two table rows a page and KV head, one score.
 Cost score_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_score, std::int64_t seqs,
                       std::int64_t pages);
 // Every score once, every entry of a list once; `kept`: entries of all lists.
 Cost select_pages_cost(const AttentionShape& shape, std::int64_t pages, std::int64_t kept);
+
+Cost choose_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_score, std::int64_t seqs,
+                       std::int64_t pages, std::int64_t kept);
 
 namespace cpu {
 void score_pages(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
@@ -53,6 +66,10 @@ void score_pages(const Exec& exec, const AttentionShape& shape, const TensorRef&
                  TensorView<float, 3> scores);
 void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                   const PageBudget& budget, DenseLimit dense, const Selection& pages);
+// By page bounds.
+void choose_pages(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                  const Batch& batch, GroupScore group_score, const PageBudget& budget, DenseLimit dense,
+                  const PageScratch& scratch, const Selection& pages);
 }  // namespace cuda
 
 }  // namespace vesper

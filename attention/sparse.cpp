@@ -67,6 +67,10 @@ std::int64_t listed_tokens(const Exec& exec, const AttentionShape& shape, const 
   return entries_of(exec, list) * (list.unit == SelectionUnit::kPages ? shape.page_tokens : 1);
 }
 
+std::int64_t ticket_bytes(const AttentionLimits& limits) {
+  return std::int64_t{limits.max_seqs} * limits.shape.kv_heads * static_cast<std::int64_t>(sizeof(std::int32_t));
+}
+
 SparseAttention::SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch,
                                  int min_entries)
     : limits_(limits),
@@ -75,7 +79,12 @@ SparseAttention::SparseAttention(const AttentionLimits& limits, DenseLimit dense
       units_(decode_units(limits)),
       dense_(limits),
       partials_(limits.memory(), scratch.partials, "the partial results of attention over lists"),
-      scratch_(limits.memory(), scratch.selections, "scores and lists of sparse attention") {}
+      scratch_(limits.memory(), scratch.selections - ticket_bytes(limits), "scores and lists of sparse attention"),
+      tickets_(limits.memory(), ticket_bytes(limits), "the counters of sparse attention") {
+  const Exec exec{.device = limits.device};
+  zero_bytes(exec, tickets_.data(), tickets_.bytes());
+  synchronize(exec);
+}
 
 void SparseAttention::plan(const Batch& batch) {
   dense_.plan(batch);

@@ -43,6 +43,9 @@ int list_splits(const AttentionLimits& limits, int units, int seqs, int entries,
 // Partial results of attention over lists of up to `entries` entries, cut into splits of at least `min_entries`.
 std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int min_entries);
 
+// Counters of lists, which count towards AttentionScratch::selections.
+std::int64_t ticket_bytes(const AttentionLimits& limits);
+
 // One layer's lists of one step.
 struct MadeLists {
   Selection list;
@@ -77,6 +80,10 @@ class SparseAttention : public AttentionBackend {
   [[nodiscard]] const AttentionLimits& limits() const { return limits_; }
   // What stages count by: pages of the step's sparse sequences, of one KV head.
   [[nodiscard]] std::int64_t pages_of(const Batch& batch) const;
+  // Counters that every kernel leaves at zero.
+  [[nodiscard]] TensorView<std::int32_t, 2> tickets(const Batch& batch) const {
+    return tickets_.view<std::int32_t>(batch.seqs, limits_.shape.kv_heads);
+  }
 
  private:
   AttentionLimits limits_;
@@ -86,6 +93,7 @@ class SparseAttention : public AttentionBackend {
   DenseAttention dense_;
   Buffer partials_;
   Buffer scratch_;
+  Buffer tickets_;  // [max_seqs, kv_heads] i32
   Selection list_;
   bool any_dense_ = false;
   bool any_sparse_ = false;

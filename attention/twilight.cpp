@@ -62,15 +62,12 @@ class Twilight final : public SparseAttention {
     const TwilightScratch scratch = lay_out(carver, config_, shape, batch.seqs, batch.max_kv_len);
     const std::int64_t pages = pages_of(batch);
     if (!config_.dense_base) {
-      layer.begin_stage(exec, "score", [=, this, seqs = batch.seqs] {
-        return score_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages);
+      layer.begin_stage(exec, "score+select", [=, this, seqs = batch.seqs, list = scratch.pages] {
+        return choose_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages,
+                                 entries_of(exec, list));
       });
-      score_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, dense_limit(),
-                  scratch.page_scores);
-      layer.begin_stage(exec, "select", [=, this, list = scratch.pages] {
-        return select_pages_cost(limits().shape, pages, entries_of(exec, list));
-      });
-      select_pages(exec, shape, batch, scratch.page_scores, base_budget_of(config_), dense_limit(), scratch.pages);
+      choose_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, base_budget_of(config_),
+                   dense_limit(), {.scores = scratch.page_scores, .tickets = tickets(batch)}, scratch.pages);
     }
     const auto candidates = [=, this, list = scratch.pages] {  // of one KV head
       const AttentionShape& of = limits().shape;
@@ -117,7 +114,8 @@ AttentionScratch twilight_scratch(const TwilightConfig& config, const AttentionL
   ScratchCarver counter(nullptr);
   const TwilightScratch largest = lay_out(counter, config, limits.shape, limits.max_seqs, limits.max_context);
   const int entries = static_cast<int>(largest.tokens.index.shape(2));
-  return {.partials = list_partial_bytes(limits, entries, kMinSplitTokens), .selections = counter.used()};
+  return {.partials = list_partial_bytes(limits, entries, kMinSplitTokens),
+          .selections = counter.used() + ticket_bytes(limits)};
 }
 
 std::unique_ptr<AttentionBackend> make_twilight(const TwilightConfig& config, int dense_below,

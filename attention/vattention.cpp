@@ -143,7 +143,7 @@ class VAttention final : public SparseAttention {
 AttentionScratch vattention_scratch(const VAttentionConfig& config, const AttentionLimits& limits) {
   ScratchCarver counter(nullptr);
   (void)lay_out(counter, config, limits, limits.max_seqs, limits.max_context);
-  return {.partials = 0, .selections = counter.used()};
+  return {.partials = 0, .selections = counter.used() + ticket_bytes(limits)};
 }
 
 std::unique_ptr<AttentionBackend> make_vattention(const VAttentionConfig& config, int dense_below,

@@ -125,6 +125,61 @@ void check_scores(const Case& c, const std::vector<int>& lengths, DenseLimit den
   }
 }
 
+// choose_pages against its composition: the same bits of every score, the same lists, and its counters back at zero.
+template <typename T>
+void check_choice(const Case& c, const std::vector<int>& lengths, DenseLimit dense, std::mt19937& random) {
+  const Stream stream(DeviceKind::kCuda);
+  const RaggedBatch ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1), c.page_tokens);
+  const DeviceBatch device(stream, ragged);
+  const int seqs = ragged.batch.seqs;
+  const std::int64_t capacity = ragged.batch.page_table.shape(1);
+  const DType dtype = DTypeOf<T>::value;
+  const auto elements = static_cast<std::size_t>(ragged.pages) * static_cast<std::size_t>(2 * c.kv_heads * c.head_dim);
+  const Buffer bounds = upload_as<T>(stream, random_floats(random, elements));
+  const Buffer q = upload_as<T>(stream, random_floats(random, static_cast<std::size_t>(seqs * c.heads * c.head_dim)));
+  LayerKv kv{.k = tensor_ref(nullptr, dtype, ragged.pages, c.kv_heads, c.page_tokens, c.head_dim), .v = {}};
+  kv.bounds = bounds.ref(dtype, ragged.pages, c.kv_heads, 2, c.head_dim);
+  const TensorRef queries = q.ref(dtype, seqs, c.heads * c.head_dim);
+  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(seqs * c.kv_heads), 0);
+  const Buffer tickets = upload(stream, zeros);
+
+  struct Found {
+    std::vector<float> scores;
+    std::vector<std::int32_t> index, count, tail_begin;
+    bool operator==(const Found&) const = default;
+  };
+  const auto run = [&](const auto& choose) {
+    const Buffer scores = upload(stream, std::vector<float>(static_cast<std::size_t>(seqs * c.kv_heads * capacity)));
+    PageLists lists(ragged.batch, c.kv_heads);
+    const Buffer index = upload(stream, lists.index);
+    const Buffer count = upload(stream, lists.count);
+    const Buffer tail_begin = upload(stream, lists.tail_begin);
+    choose(scores.view<float>(seqs, c.kv_heads, capacity),
+           Selection{.unit = SelectionUnit::kPages,
+                     .index = index.view<std::int32_t>(seqs, c.kv_heads, capacity),
+                     .count = count.view<std::int32_t>(seqs, c.kv_heads),
+                     .tail_begin = tail_begin.view<std::int32_t>(seqs, c.kv_heads),
+                     .tail_log_weight = {}});
+    return Found{download<float>(stream, scores, static_cast<std::size_t>(seqs * c.kv_heads * capacity)),
+                 download<std::int32_t>(stream, index, lists.index.size()),
+                 download<std::int32_t>(stream, count, lists.count.size()),
+                 download<std::int32_t>(stream, tail_begin, lists.tail_begin.size())};
+  };
+  for (const PageBudget& budget : kBudgets) {
+    const Found composed = run([&](const TensorView<float, 3>& scores, const Selection& pages) {
+      score_pages(stream.exec(), c.shape(), queries, kv, device.batch, PageScore::kMinMax, GroupScore::kMax, dense,
+                  scores);
+      select_pages(stream.exec(), c.shape(), device.batch, scores, budget, dense, pages);
+    });
+    const Found fused = run([&](const TensorView<float, 3>& scores, const Selection& pages) {
+      choose_pages(stream.exec(), c.shape(), queries, kv, device.batch, PageScore::kMinMax, GroupScore::kMax, budget,
+                   dense, {.scores = scores, .tickets = tickets.view<std::int32_t>(seqs, c.kv_heads)}, pages);
+    });
+    EXPECT_TRUE(fused == composed) << "group " << c.heads / c.kv_heads << ", budget " << budget.tokens.value;
+    EXPECT_EQ(download<std::int32_t>(stream, tickets, zeros.size()), zeros);
+  }
+}
+
 template <typename T>
 class ScorePagesCuda : public testing::Test {};
 using Types = testing::Types<bf16, f16>;
@@ -139,6 +194,17 @@ TYPED_TEST(ScorePagesCuda, AreTheCpus) {
   }
   for (int group = 1; group <= 8; ++group) check_scores<TypeParam>({2 * group, 2, 128, 16}, {1, 33, 2500}, {0}, random);
   check_scores<TypeParam>({4, 1, 64, 16}, {40000, 39999}, {0}, random);
+}
+
+TYPED_TEST(ScorePagesCuda, ChooseInOneLaunchWhatTwoChoose) {
+  VESPER_NEEDS_GPU();
+  std::mt19937 random(4);
+  for (const int group : {1, 4, 7, 16}) {
+    check_choice<TypeParam>({2 * group, 2, 128, 16}, {1, 15, 16, 17, 1023, 1025, 16384, 40000}, {0}, random);
+  }
+  check_choice<TypeParam>({8, 8, 64, 32}, {5000, 20, 3000}, {64}, random);
+  check_choice<TypeParam>({32, 32, 128, 16}, {3000, 3001}, {0}, random);
+  check_choice<TypeParam>({1, 1, 64, 16}, {200000}, {0}, random);
 }
 
 void check_lists(const std::vector<int>& lengths, int page_tokens, std::mt19937& random) {
