@@ -7,6 +7,7 @@
 #include "attention/page_choice.h"
 #include "attention/prune_top_p.h"
 #include "attention/score_tokens.h"
+#include "attention/sparse.h"
 #include "engine/core/error.h"
 #include "engine/core/stream.h"
 #include "engine/exact_step.h"
@@ -45,6 +46,7 @@ class AttentionKernels {
         scratch_(world.memory(), scratch_bytes(), "lists and scores of the kernel bench") {}
 
   std::vector<KernelRow> run() {
+    zero_bytes(exec_, scratch().tickets.data(), scratch().tickets.size() * 4);
     append();  // before the truth is read: it stores a token
     truth_.emplace(exec_, world_);
     dense();
@@ -65,6 +67,7 @@ class AttentionKernels {
     Selection sampled;
     TensorView<std::int32_t, 2> guard_hits;
     SampledScratch sampling;
+    TensorView<std::int32_t, 2> tickets;
     TensorView<float, 1> partials;
   };
 
@@ -81,6 +84,7 @@ class AttentionKernels {
     scratch.sampled = take_selection(carver, SelectionUnit::kTokens, seqs, g, tokens);
     scratch.guard_hits = carver.take<std::int32_t>(seqs, g);
     scratch.sampling = take_sampled_scratch(carver, limits_, seqs, tokens);
+    scratch.tickets = carver.take<std::int32_t>(seqs, g);
     std::int64_t bytes = 0;
     for (const int entries : {world_.pages(), tokens}) {
       bytes = std::max(bytes,
@@ -214,8 +218,44 @@ class AttentionKernels {
     };
     const std::string few = fmt::format("pages, budget {:.0f}", page_budget().tokens.value);
     choose(page_budget(), s.pages, few);
+    both(few);
     attend(few, s.pages, kMinSplitTokens / shape_.page_tokens);
+    const std::int64_t kept = listed_tokens(exec_, shape_, s.pages);
+    QuestConfig settings;
+    settings.token_budget = page_budget().tokens;
+    whole("quest, " + few, make_quest(settings, 0, limits_),
+          score_pages_cost(shape_, world_.dtype(), PageScore::kMinMax, world_.seqs(), pages), kept);
     choose(base_budget(), s.base, fmt::format("pages, budget {:.0f}", base_budget().tokens.value));
+  }
+
+  // All of a backend's launches but the append pass: what a layer of its costs. `kept`: tokens of all lists.
+  void whole(const std::string& name, const std::unique_ptr<AttentionBackend>& backend, const Cost& choosing,
+             std::int64_t kept) {
+    backend->plan(batch_);
+    const Cost attending = attend_selected_cost(shape_, world_.dtype(), world_.seqs(), kept);
+    KernelRow& row =
+        time("attention", name, {.bytes = choosing.bytes + attending.bytes, .flops = choosing.flops + attending.flops},
+             [&](int turn) {
+               backend->run(exec_, {.number = turn, .kv = world_.kv(turn), .counters = {}}, world_.q(turn), batch_,
+                            world_.out(turn), world_.lse(turn));
+             });
+    const HostList host(exec_, backend->last_selection());
+    row.check = check_attended(row.kernel, world_.dtype(), group_rows(world_.out(0)), truth_->attend(&host.list));
+  }
+
+  // Scores and the list in one launch, as the backends have them.
+  void both(const std::string& budget) {
+    const Scratch s = scratch();
+    const HostList composed(exec_, s.pages);
+    const std::int64_t pages = std::int64_t{world_.seqs()} * world_.pages();
+    KernelRow& row = time(
+        "select", "score and choose " + budget,
+        choose_pages_cost(shape_, world_.dtype(), PageScore::kMinMax, world_.seqs(), pages, entries_of(exec_, s.pages)),
+        [&](int turn) {
+          choose_pages(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, PageScore::kMinMax, GroupScore::kMax,
+                       page_budget(), {}, {.scores = s.page_scores, .tickets = s.tickets}, s.pages);
+        });
+    row.check = same_list(row.kernel, HostList(exec_, s.pages), composed);
   }
 
   void twilight() {
@@ -248,6 +288,17 @@ class AttentionKernels {
                 base.list, rule, {}, by_cpu.list);
     prune.check = same_list(prune.kernel, HostList(exec_, s.tokens), by_cpu);
     attend("pruned tokens", s.tokens, kMinSplitTokens);
+
+    const Cost paging = score_pages_cost(shape_, world_.dtype(), PageScore::kMinMax, world_.seqs(),
+                                         std::int64_t{world_.seqs()} * world_.pages());
+    const Cost scoring =
+        score_tokens_cost(shape_, world_.dtype(), KeySource::kInt4, world_.seqs(), world_.seqs() * candidates);
+    TwilightConfig settings;
+    settings.top_p = kTopP;
+    settings.base_budget = base_budget().tokens;
+    whole(fmt::format("twilight, top-p 0.85 of {} candidates", candidates), make_twilight(settings, 0, limits_),
+          {.bytes = paging.bytes + scoring.bytes, .flops = paging.flops + scoring.flops},
+          listed_tokens(exec_, shape_, s.tokens));
   }
 
   void vattention() {

@@ -31,7 +31,7 @@ struct KernelSetting {
 };
 
 struct KernelRow {
-  std::string stage;   // linear, norm, activate, append, score, select, prune, sample, attend, prefill, draw
+  std::string stage;   // linear, norm, activate, append, score, select, prune, sample, attend, attention, prefill, draw
   std::string kernel;  // and what it works on
   int context = 0;     // 0: does not matter
   int batch = 0;
