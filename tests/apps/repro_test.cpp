@@ -41,14 +41,14 @@ TEST(ReproCommand, WritesTablesAndTakesFinishedCellsUpAgain) {
   EXPECT_NE(first.find(" | 7.03 | "), std::string::npos) << first;
   EXPECT_NE(first.find("On a CPU this shows sparsity"), std::string::npos) << first;
   const Json document = Json::parse(text_of(folder / "quest-fig9.json"));
-  ASSERT_EQ(document.at("rows").size(), 13U);
-  const Json& quest = document.at("rows")[5];
+  ASSERT_EQ(document.at("rows").size(), 16U);
+  const Json& quest = document.at("rows")[6];
   EXPECT_EQ(quest.at("attention"), "quest:token_budget=2048");
   EXPECT_EQ(quest.at("verdict"), "unjudged");
   EXPECT_EQ(quest.at("kept_tokens"), 2048.0);
   EXPECT_GT(quest.at("ours").get<double>(), 0.0);
   const std::string csv = text_of(folder / "quest-fig9.csv");
-  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 14);
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 17);
   EXPECT_TRUE(csv.starts_with("panel,source,paper_gpu,label,attention,stages,measure,model,")) << csv;
 
   // A saved cell is taken as it is where all is equal, and measured anew where something is not.
