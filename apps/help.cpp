@@ -40,12 +40,12 @@ std::string row(const std::string& left, const std::string& right) {
   return "  " + left + gap + wrap(right, kIndent) + '\n';
 }
 
-// "--model DIR"; CLI11 appends validators to the type's name, after a colon.
+// "--model DIR", or "NAME" of what has no flag; CLI11 appends validators to the type's name, after a colon.
 std::string flag_with_type(const CLI::Option& option) {
   std::string text = option.get_name();
   if (option.get_type_size() == 0) return text;
-  const std::string type = option.get_type_name();
-  return text + ' ' + type.substr(0, type.find(':'));
+  const std::string type = option.get_type_name().substr(0, option.get_type_name().find(':'));
+  return option.get_positional() ? type : text + ' ' + type;
 }
 
 std::string flag_row(const CLI::Option& option) {

@@ -70,7 +70,7 @@ TEST(ReproCommand, WritesTablesAndTakesFinishedCellsUpAgain) {
 TEST(ReproCommand, WhatCannotBeIsRefused) {
   const TempFolder folder;
   EXPECT_NE(refused({"repro", "quest-fig99"}).find("one of: quest-fig10, "), std::string::npos);
-  EXPECT_NE(refused({"repro"}).find("found no name, expected name NAME"), std::string::npos);
+  EXPECT_NE(refused({"repro"}).find("found no name, expected NAME"), std::string::npos);
   EXPECT_NE(refused(fig9(folder.path(), {"--peer-csv", folder / "none.csv"})).find("--peer-csv"), std::string::npos);
   write_file(folder / "file", "");
   EXPECT_NE(refused(fig9(folder / "file")).find("change --out"), std::string::npos);
