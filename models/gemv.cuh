@@ -354,11 +354,7 @@ struct GemvLayout {
 
 template <typename Weight>
 GemvLayout gemv_layout(const Weight& weight, int multiprocessors) {
-  int device = 0;
-  int bytes = 0;
-  check(cudaGetDevice(&device), "asking for the current GPU");
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
-        "reading the GPU's properties");
+  const int bytes = static_cast<int>(multiprocessor_shared_bytes());
   constexpr int kReserved = 1024;  // by the driver, a block
   constexpr int kFixed = static_cast<int>(sizeof(GemvShared<Weight>));
   constexpr int kStepBytes = kGemvWarps * kStageBytes<Weight>;

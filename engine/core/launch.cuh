@@ -54,6 +54,19 @@ inline int multiprocessor_count() {
   return count;
 }
 
+// Bytes of shared memory of one of them.
+inline std::size_t multiprocessor_shared_bytes() {
+  static const std::size_t bytes = [] {
+    int device = 0;
+    int found = 0;
+    check(cudaGetDevice(&device), "asking for the current GPU");
+    check(cudaDeviceGetAttribute(&found, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+          "reading the GPU's properties");
+    return static_cast<std::size_t>(found);
+  }();
+  return bytes;
+}
+
 // The compute capability, times ten, that the current device's code of `kernel` was written for: less than the device's
 // own where a build for older devices runs by translation, without what only newer ones have.
 template <typename... Params>
