@@ -5,44 +5,76 @@
 namespace vesper {
 namespace {
 
-// A split shorter than this many tokens costs more to merge than it saves.
+// Tokens of a split. Below the first it costs more to merge than it saves. Beyond the second, a batch may hold one
+// sequence much longer than the others, whose blocks would be the last to end. Beyond the third, twice the blocks draw
+// two per cent more bandwidth, for a microsecond or two at the start and the end. All three: docs/kernels.md.
 constexpr int kMinSplitTokens = 128;
-constexpr std::int64_t kLongSplitTokens = 8192;
+constexpr int kRaggedSplitTokens = 1024;
+constexpr int kLongSplitTokens = 8192;
 
 constexpr int divide_up(int a, int b) {
   return (a + b - 1) / b;
 }
 
-}  // namespace
+// Blocks that draw all that the memory gives: a quarter of those that run at once.
+int enough_blocks(int units) {
+  return divide_up(units, 4);
+}
 
-int wanted_splits(int seqs, int kv_heads, int units) {
-  // A quarter of the blocks that run at once draws all that the memory gives (docs/kernels.md), so fewer in a last
-  // round last as long as one quarter. Where one sequence is much longer than the others, half as many are left in the
-  // end.
-  constexpr int kSpare = 16;  // a part of the device that is worth no more splits
-  const int enough = divide_up(units, 4);
-  const int rows = std::max(1, seqs * kv_heads);
-  int splits = std::max(1, divide_up(enough - enough / kSpare, rows));
-  if (seqs > 1) splits = std::max(splits, divide_up(enough / 2 - enough / kSpare, kv_heads));
-  const auto wasteful = [&] {
-    const std::int64_t blocks = std::int64_t{rows} * splits;
-    const std::int64_t last = blocks % units;
-    return last > 0 && last < enough && kSpare * (enough - last) > blocks;
-  };
-  while (wasteful()) ++splits;
+// Whether `rows * splits` blocks end in a round of so few that a sixteenth of the whole is lost.
+bool ends_thin(int rows, int splits, int units) {
+  constexpr int kPart = 16;
+  const std::int64_t blocks = std::int64_t{rows} * splits;
+  const std::int64_t last = blocks % units;
+  return last > 0 && last < enough_blocks(units) && kPart * (enough_blocks(units) - last) > blocks;
+}
+
+// The fewest splits of each of `rows` (sequence, KV head)s that keep the device busy.
+int least_splits(int rows, int units) {
+  const int enough = enough_blocks(units);
+  int splits = divide_up(enough - enough / 16, std::max(1, rows));
+  while (ends_thin(rows, splits, units)) ++splits;
   return splits;
 }
 
-SplitPlan plan_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units, int max_splits) {
-  int wanted = wanted_splits(seqs, shape.kv_heads, units);
-  // Twice the blocks draw two per cent more, for two microseconds at the start and the end.
-  const std::int64_t twice = std::int64_t{2} * seqs * shape.kv_heads * wanted;
-  if (max_kv_len > kLongSplitTokens * wanted && twice <= units / 2) wanted *= 2;
-  wanted = std::clamp(wanted, 1, std::max(1, max_splits));
+// Of one long sequence among short ones: half as many blocks as draw all that the memory gives.
+int splits_of_one(int kv_heads, int units) {
+  return divide_up(enough_blocks(units) / 2 - enough_blocks(units) / 16, kv_heads);
+}
+
+// Never fewer for a longer max_kv_len.
+int splits_for_length(int seqs, int kv_heads, int max_kv_len, int units) {
+  const int rows = std::max(1, seqs * kv_heads);
+  const int least = least_splits(rows, units);
+  if (seqs > 1 && max_kv_len / least > kRaggedSplitTokens) {
+    // As many as run at once.
+    return std::max(
+        {least, units / rows, std::min(splits_of_one(kv_heads, units), max_kv_len / (2 * kRaggedSplitTokens))});
+  }
+  return max_kv_len / least >= kLongSplitTokens && rows <= units / (4 * least) ? 2 * least : least;
+}
+
+int min_pages(const AttentionShape& shape) {
+  return divide_up(kMinSplitTokens, shape.page_tokens);
+}
+
+}  // namespace
+
+int wanted_splits(int seqs, int kv_heads, int units) {
+  const int least = least_splits(seqs * kv_heads, units);
+  return seqs > 1 ? std::max(least, splits_of_one(kv_heads, units)) : least;
+}
+
+int most_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units) {
   const int pages = std::max(1, divide_up(max_kv_len, shape.page_tokens));
-  const int min_pages = divide_up(kMinSplitTokens, shape.page_tokens);
-  const int split_pages = std::max(min_pages, divide_up(pages, wanted));
-  return SplitPlan{.splits = divide_up(pages, split_pages), .min_tokens = min_pages * shape.page_tokens};
+  return std::min(splits_for_length(seqs, shape.kv_heads, max_kv_len, units), divide_up(pages, min_pages(shape)));
+}
+
+SplitPlan plan_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units, int max_splits) {
+  const int pages = std::max(1, divide_up(max_kv_len, shape.page_tokens));
+  const int wanted = std::clamp(splits_for_length(seqs, shape.kv_heads, max_kv_len, units), 1, std::max(1, max_splits));
+  const int split_pages = std::max(min_pages(shape), divide_up(pages, wanted));
+  return SplitPlan{.splits = divide_up(pages, split_pages), .min_tokens = min_pages(shape) * shape.page_tokens};
 }
 
 void attend_prefill(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,

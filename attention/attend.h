@@ -45,14 +45,16 @@ struct SplitPartials {
   TensorView<float, 3> lse;  // [seqs, heads, splits] natural log of the split's sum of e^s; -inf where it is empty
 };
 
-// The fewest splits of every sequence that keep a device busy which runs `units` blocks at once, were the sequences of
-// one length or one of them much longer than the others.
-//   units: CUDA: a multiple of the multiprocessors; CPU: as many as there are keys, so that lengths alone decide
+// Splits that keep a device busy whatever the lengths are, were one sequence much longer than the others.
+//   units: how many blocks the device runs at once. CUDA: a multiple of its multiprocessors; CPU: as many as there are
+//   keys, so that lengths alone decide.
 int wanted_splits(int seqs, int kv_heads, int units);
 
-// The plan for a decode step of sequences of up to max_kv_len tokens: wanted_splits(), twice as many where they are
-// very long, none shorter than a few pages, never more than `max_splits`. Pure arithmetic.
+// The plan for a decode step of sequences of up to max_kv_len tokens: as many splits as keep the device busy, more
+// where they are long, none shorter than a few pages, never more than `max_splits`. Pure arithmetic.
 SplitPlan plan_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units, int max_splits);
+// What plan_splits() does not exceed for sequences of up to max_kv_len tokens, whatever their bound: for scratch.
+int most_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units);
 
 // Causal attention of many query tokens: token t of sequence s, at positions(t), sees keys 0 ... positions(t).
 //   q, out [tokens, heads * head_dim], dtype of the cache; accumulation in fp32

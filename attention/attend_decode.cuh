@@ -7,8 +7,8 @@
 // Where the splits of a (sequence, KV head) fit one thread-block cluster, its blocks merge through distributed shared
 // memory: each sends the others their channels of its part. Else the parts go to device memory and a second kernel
 // merges them, in the same order and with the same roundings.
-// In flight: 4 warps x 24 KiB, 3 pieces at head_dim 128: 64 such blocks draw all that Hopper's memory gives. Rows that
-//   are no keys are filled with zeros: what a page holds there may be NaN, and 0 * NaN is not 0.
+// In flight: 4 warps x 2 of 3 pieces of 8 KiB at head_dim 128: 64 KiB a block. Rows that are no keys are filled with
+// zeros: what a page holds there may be NaN, and 0 * NaN is not 0.
 // Source: Dao et al., arXiv 2205.14135; "Flash-Decoding for long-context inference", 2023 (split and merge).
 #pragma once
 

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   };
   // All keys but the newest are older than the kernel before this one, and so are the lengths and tables.
 #pragma unroll
-  for (int i = 0; i < kSlots<kHeadDim>; ++i) {
+  for (int i = 0; i < kSlots<kHeadDim> - 1; ++i) {
     if (next_token + kPiece >= kv_len) wait_for_previous();
     copy_next();
   }
@@ -82,14 +82,13 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   auto running = nothing_yet<kHeadDim, kTiles>();
   int slot = 0;
   for (int token = first; token < end; token += kStride) {
-    wait_copies<kSlots<kHeadDim> - 1>();
-    __syncwarp();  // the piece is there for all lanes
+    wait_copies<kSlots<kHeadDim> - 2>();
+    __syncwarp();  // the piece is there for all lanes, and all are done with the one whose slot is filled next
+    copy_next();
     const unsigned piece = ring + slot * kSlotBytes<kHeadDim>;
     auto scores = score_piece<T, kHeadDim, kTiles>(q, piece);
     if (end - token < kPiece) hide_keys_from(end - token, scores);
     take_piece<T, kHeadDim, kTiles>(running, scores, piece, args.scale_log2);
-    __syncwarp();  // all lanes are done with it
-    copy_next();
     slot = slot == kSlots<kHeadDim> - 1 ? 0 : slot + 1;
   }
   wait_copies<0>();

@@ -22,8 +22,8 @@ std::int64_t partial_slots(const AttentionLimits& limits) {
   const int units = decode_units(limits);
   std::int64_t slots = 0;
   for (int seqs = 1; seqs <= limits.max_seqs; ++seqs) {
-    const SplitPlan longest = plan_splits(limits.shape, seqs, limits.max_context, units, units);
-    slots = std::max(slots, std::int64_t{seqs} * longest.splits);
+    const int splits = most_splits(limits.shape, seqs, limits.max_context, units);
+    slots = std::max(slots, std::int64_t{seqs} * splits);
   }
   return slots;
 }

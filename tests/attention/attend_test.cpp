@@ -254,26 +254,44 @@ TEST(PlanSplits, CoverEveryLengthInWholePages) {
   }
 }
 
-// What docs/kernels.md has measured on a device that runs 264 blocks at once: 64 of them draw all its bandwidth.
+// Scratch is sized once, for the longest context; a plan for a shorter one may have more splits.
+TEST(PlanSplits, StayWithinTheMost) {
+  for (const int kv_heads : {1, 2, 8, 32}) {
+    const AttentionShape shape = make_shape(kv_heads, 4, 128, 16);
+    for (const int seqs : {1, 2, 4, 17, 64}) {
+      for (const int longest : {100, 2080, 40000}) {
+        const int most = most_splits(shape, seqs, longest, 264);
+        for (int kv_len = 1; kv_len <= longest; kv_len += kv_len < 5000 ? 1 : 977) {
+          ASSERT_LE(plan_splits(shape, seqs, kv_len, 264, 264).splits, most) << kv_len << " of " << longest;
+        }
+      }
+    }
+  }
+}
+
+// On a device that runs 264 blocks at once, 64 draw all its bandwidth (docs/kernels.md).
 TEST(PlanSplits, FillTheDeviceWithFewBlocks) {
   EXPECT_EQ(wanted_splits(1, 8, 264), 8);
   EXPECT_EQ(wanted_splits(1, 32, 264), 2);
-  EXPECT_EQ(wanted_splits(1, 1, 264), 63);
   EXPECT_EQ(wanted_splits(8, 8, 264), 4) << "one long sequence among short ones has 32 blocks";
-  EXPECT_EQ(wanted_splits(32, 32, 264), 1);
-  for (int seqs = 1; seqs <= 64; ++seqs) {
-    for (const int kv_heads : {1, 2, 4, 8, 32}) {
-      const int blocks = seqs * kv_heads * wanted_splits(seqs, kv_heads, 264);
-      const int last = blocks % 264 == 0 ? 264 : blocks % 264;
-      EXPECT_GE(blocks, 62);
-      // What a last round of fewer than 66 blocks leaves idle is a sixteenth of the whole at most.
-      EXPECT_LE(16 * std::max(0, 66 - last), blocks) << seqs << " sequences, " << kv_heads << " KV heads";
-    }
+  for (int kv_heads = 1; kv_heads <= 1024; ++kv_heads) {
+    const int blocks = kv_heads * wanted_splits(1, kv_heads, 264);
+    const int last = blocks % 264 == 0 ? 264 : blocks % 264;
+    EXPECT_GE(blocks, 62);
+    // What a last round of fewer than 66 blocks leaves idle is a sixteenth of the whole at most.
+    EXPECT_LE(16 * std::max(0, 66 - last), blocks) << kv_heads << " KV heads";
   }
-  const AttentionShape shape = make_shape(8, 4, 128, 16);
-  EXPECT_EQ(plan_splits(shape, 1, 65536, 264, 264).splits, 8);
-  EXPECT_EQ(plan_splits(shape, 1, 131072, 264, 264).splits, 16) << "splits of more than 8192 tokens are halved";
-  EXPECT_EQ(plan_splits(shape, 8, 131072, 264, 264).splits, 4) << "but not on a full device";
+  const auto splits = [](int seqs, int kv_heads, int max_kv_len) {
+    return plan_splits(make_shape(kv_heads, 4, 128, 16), seqs, max_kv_len, 264, 264).splits;
+  };
+  EXPECT_EQ(splits(1, 8, 32768), 8);
+  EXPECT_EQ(splits(1, 8, 131072), 16) << "a long sequence has twice the blocks";
+  EXPECT_EQ(splits(1, 32, 32768), 4);
+  EXPECT_EQ(splits(8, 8, 1024), 1);
+  EXPECT_EQ(splits(8, 8, 8192), 4) << "a batch of long sequences fills the device";
+  EXPECT_EQ(splits(4, 8, 8192), 8);
+  EXPECT_EQ(splits(32, 8, 32768), 4) << "and leaves its longest 32 blocks";
+  EXPECT_EQ(splits(8, 32, 32768), 1);
 }
 
 }  // namespace
