@@ -5,12 +5,11 @@
 namespace vesper {
 namespace {
 
-// Tokens of a split. Below the first it costs more to merge than it saves. Beyond the second, a batch may hold one
-// sequence much longer than the others, whose blocks would be the last to end. Beyond the third, twice the blocks draw
-// two per cent more bandwidth, for a microsecond or two at the start and the end. All three: docs/kernels.md.
+// Tokens of a split. Below the first it costs more to merge than it saves. Beyond the second a few blocks are not
+// enough: in a step they are slower than alone, and a batch may hold one sequence much longer than the others
+// (docs/kernels.md).
 constexpr int kMinSplitTokens = 128;
-constexpr int kRaggedSplitTokens = 1024;
-constexpr int kLongSplitTokens = 8192;
+constexpr int kFewBlocksTokens = 512;
 
 constexpr int divide_up(int a, int b) {
   return (a + b - 1) / b;
@@ -46,12 +45,9 @@ int splits_of_one(int kv_heads, int units) {
 int splits_for_length(int seqs, int kv_heads, int max_kv_len, int units) {
   const int rows = std::max(1, seqs * kv_heads);
   const int least = least_splits(rows, units);
-  if (seqs > 1 && max_kv_len / least > kRaggedSplitTokens) {
-    // As many as run at once.
-    return std::max(
-        {least, units / rows, std::min(splits_of_one(kv_heads, units), max_kv_len / (2 * kRaggedSplitTokens))});
-  }
-  return max_kv_len / least >= kLongSplitTokens && rows <= units / (4 * least) ? 2 * least : least;
+  if (max_kv_len / least <= kFewBlocksTokens) return least;
+  const int of_one = std::min(splits_of_one(kv_heads, units), max_kv_len / (4 * kFewBlocksTokens));
+  return std::max({least, units / rows, of_one});
 }
 
 int min_pages(const AttentionShape& shape) {

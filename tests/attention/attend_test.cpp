@@ -284,13 +284,13 @@ TEST(PlanSplits, FillTheDeviceWithFewBlocks) {
   const auto splits = [](int seqs, int kv_heads, int max_kv_len) {
     return plan_splits(make_shape(kv_heads, 4, 128, 16), seqs, max_kv_len, 264, 264).splits;
   };
-  EXPECT_EQ(splits(1, 8, 32768), 8);
-  EXPECT_EQ(splits(1, 8, 131072), 16) << "a long sequence has twice the blocks";
-  EXPECT_EQ(splits(1, 32, 32768), 4);
-  EXPECT_EQ(splits(8, 8, 1024), 1);
-  EXPECT_EQ(splits(8, 8, 8192), 4) << "a batch of long sequences fills the device";
+  EXPECT_EQ(splits(1, 8, 4096), 8);
+  EXPECT_EQ(splits(1, 8, 32768), 33) << "long splits fill the device";
+  EXPECT_EQ(splits(1, 32, 32768), 8) << "in one round";
+  EXPECT_EQ(splits(8, 8, 512), 1);
+  EXPECT_EQ(splits(8, 8, 8192), 4);
   EXPECT_EQ(splits(4, 8, 8192), 8);
-  EXPECT_EQ(splits(32, 8, 32768), 4) << "and leaves its longest 32 blocks";
+  EXPECT_EQ(splits(32, 8, 32768), 4) << "a batch's longest sequence has 32 blocks";
   EXPECT_EQ(splits(8, 32, 32768), 1);
 }
 
