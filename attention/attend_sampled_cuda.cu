@@ -82,6 +82,7 @@ class Member {
       : args_(args),
         shared_(shared),
         rings_(rings),
+        inverse_epsilon_(1.0F / args.rule.epsilon),
         shares_(&args.scratch.shares(list_, 0)),
         own_parts_(&args.scratch.parts(block_, 0, 0, 0)),
         own_sums_(reinterpret_cast<float2*>(&args.scratch.part_sums(block_, 0, 0, 0))),
@@ -145,7 +146,9 @@ class Member {
   // --- draws ---
 
   __device__ void set_marks() {
-    for (int i = static_cast<int>(threadIdx.x); i * mark_stride_ < static_; i += static_cast<int>(kDecodeThreads)) {
+#pragma unroll
+    for (int i = static_cast<int>(threadIdx.x); i < kMarks; i += static_cast<int>(kDecodeThreads)) {
+      if (i * mark_stride_ >= static_) continue;
       shared_.marks[i] = index_[i * mark_stride_] - i * mark_stride_;
     }
     __syncthreads();
@@ -185,12 +188,16 @@ class Member {
 
   // Pieces of the static part are dealt out to the team's warps in turn, and then those of the tail, a piece being
   // draws [16 p, 16 p + 16): a draw belongs to the same warp whenever it is looked at.
-  __device__ int team_warps() const { return static_cast<int>(gridDim.x) * kDecodeWarps; }
+  __device__ int team_warps() const {
+    return static_cast<int>(gridDim.x) * kDecodeWarps;
+  }
   __device__ int own_piece(int first) const {
     const int own = rank_ * kDecodeWarps + this_warp() - first % team_warps();
     return first + (own < 0 ? own + team_warps() : own);
   }
-  __device__ static int pieces_of(std::int32_t entries) { return (entries + kPiece - 1) / kPiece; }
+  __device__ static int pieces_of(std::int32_t entries) {
+    return (entries + kPiece - 1) / kPiece;
+  }
 
   // Draws [first, end), of one piece.
   struct Draws {
@@ -206,9 +213,9 @@ class Member {
   }
 
   // use(piece, keys, slot) for this warp's pieces of [first, end). token_of(piece): of row lane % 16, or of the last
-  // where there are fewer. A step of the loop finds the tokens of one piece, the pages of the one before, copies the
-  // one before that, and uses the one that was copied two steps ago: each is done in one place, since code that many
-  // warps run once costs more to fetch than to run.
+  // where there are fewer; called for two pieces at once, by half a warp each. A step of the loop finds the tokens of
+  // one piece, the pages of the one before, copies the one before that, and uses the one that was copied two steps ago:
+  // each is done in one place, since code that many warps run once costs more to fetch than to run.
   template <typename KeysOf, typename TokenOf, typename Use>
   __device__ __forceinline__ void for_each_piece(int first, int end, const KeysOf& keys_of, const TokenOf& token_of,
                                                  const Use& use) {
@@ -216,6 +223,8 @@ class Member {
     const DecodeArgs<T>& args = args_.decode;
     const int step = team_warps();
     const int begin = own_piece(first);
+    int tokens = 0;       // of two pieces, one in each half of the warp
+    bool second = false;  // the piece that the second half has is next
     int token_found = 0;  // of the piece whose page is found next
     int token = 0;        // of the piece that is copied next
     int page = 0;
@@ -239,7 +248,9 @@ class Member {
       const int paged = copied + step;
       if (paged >= begin && paged < end) page = args.page_table(s_, token >> args.page_shift);
       const int found = paged + step;
-      if (found < end) token_found = token_of(found);
+      if (!second && found < end) tokens = token_of(min(this_lane() < kPiece ? found : found + step, end - 1));
+      token_found = __shfl_sync(kAllLanes, tokens, this_lane() % kPiece + (second ? kPiece : 0));
+      second = !second;
       if (piece >= begin) use(piece, keys_of(piece), ring_ + slot * kSlotBytes<kHeadDim>);
       slot = slot == kRowSlots - 1 ? 0 : slot + 1;
     }
@@ -250,7 +261,7 @@ class Member {
   // Draws join the list; the token of this lane's row.
   __device__ std::int32_t join(const Draws& draws) const {
     const std::int32_t token = token_of_draw(draws.of_lane());
-    if (this_lane() < draws.count()) index_[static_ + draws.first + this_lane()] = token;
+    if (this_lane() % kPiece < draws.count()) index_[static_ + draws.first + this_lane() % kPiece] = token;
     return token;
   }
 
@@ -390,19 +401,21 @@ class Member {
   __device__ void square_values(float (&squares)[4], unsigned slot) const {
     const unsigned row = this_lane() % kPiece;
     const unsigned address = slot + kTileBytes<kHeadDim> + row * 2 * kHeadDim + this_lane() / kPiece * kHeadDim;
-    float sum = 0.0F;
+    float sums[4] = {};
 #pragma unroll
     for (unsigned c = 0; c < kHeadDim / 16; ++c) {
       uint4 packed;
       asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(packed.x), "=r"(packed.y), "=r"(packed.z), "=r"(packed.w)
                    : "r"(address + (c ^ row % (kHeadDim / 16)) * kChunkBytes));
-      for (const unsigned word : {packed.x, packed.y, packed.z, packed.w}) {
-        const float2 pair = widen_pair<T>(word);
-        sum = fmaf(pair.x, pair.x, sum);
-        sum = fmaf(pair.y, pair.y, sum);
+      const unsigned words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const float2 pair = widen_pair<T>(words[w]);
+        sums[w] = fmaf(pair.x, pair.x, fmaf(pair.y, pair.y, sums[w]));
       }
     }
+    float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     sum += __shfl_xor_sync(kAllLanes, sum, kPiece);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -492,7 +505,7 @@ class Member {
       }
       const int key = i / 2 * 8 + this_lane() % 4 * 2 + i % 2;
       if (this_lane() >= 4 || key >= draws.count()) continue;
-      const float kept = share[i] / args_.rule.epsilon;
+      const float kept = share[i] * inverse_epsilon_;
       shares_[draws.first + key] = kept;
       beyond += each * kept > 1.0F ? 1 : 0;
     }
@@ -602,7 +615,7 @@ class Member {
     float fixed = 0.0F;
     float tail_sum = 0.0F;
     float tail = 0.0F;
-#pragma unroll 4
+#pragma unroll 8
     for (int b = 0; b < static_cast<int>(gridDim.x); ++b) {
       const float2 of_static = __ldcg(sums + 2 * b * group);
       const float2 of_tail = __ldcg(sums + (2 * b + 1) * group);
@@ -721,9 +734,9 @@ class Member {
         }
       }
 #pragma unroll
-      for (int i = 0; i < 3; ++i) {
-#pragma unroll 1
-        for (int step = kMaxTeam / 2; step > 0; step /= 2) sums[i] += __shfl_xor_sync(kAllLanes, sums[i], step);
+      for (int step = kMaxTeam / 2; step > 0; step /= 2) {
+#pragma unroll
+        for (double& sum : sums) sum += __shfl_xor_sync(kAllLanes, sum, step);
       }
       const auto rest = static_cast<float>(rest_);
       float draws = draws_for(rule.z, rest, variance(sums[0] * sums[0], sums[1], pilot), rule.epsilon);
@@ -750,6 +763,7 @@ class Member {
   const int list_ = s_ * static_cast<int>(gridDim.y) + g_;
   const int first_block_ = list_ * static_cast<int>(gridDim.x);
   const int block_ = first_block_ + rank_;
+  const float inverse_epsilon_;
   float* const shares_;
   float* const own_parts_;
   float2* const own_sums_;

@@ -7,8 +7,8 @@
 //   never longer than its context, and the entries are written from the left, never past a number that is still to be
 //   read. Those of pages are made anew whenever they are asked for, from the first-level cache.
 // The k-th largest is found a byte at a time from the top, by histograms of the numbers that share the bytes found so
-//   far (radix selection; Alabi et al., "Fast k-selection algorithms for graphics processing units", JEA 2012); lanes
-//   of a warp that meet in a bin add to it at once, since scores share their first byte. Then one pass in order of the
+//   far (radix selection; Alabi et al., "Fast k-selection algorithms for graphics processing units", JEA 2012); in
+//   the first of them lanes of a warp that meet in a bin add to it at once. Then one pass in order of the
 //   tokens writes those above it and the first of those equal to it, each at the place that a block-wide prefix sum
 //   gives it. Only integers are counted, so the list does not depend on the order of atomics.
 // Bytes of a list: the pages' scores once, or the group's; then what is read again comes from the caches.
@@ -139,14 +139,15 @@ __device__ unsigned find_threshold(Shared& shared, const Units& units) {
         bin = (key >> shift) % kBins;
         weight = units.weight(unit);
       }
-      // Units of full weight that meet in a bin; the others count for themselves.
+      // Scores share their first byte or have one of a few: units of full weight that meet in a bin add to it at once.
       const bool full = counts && weight == units.unit_tokens;
-      const unsigned together = __match_any_sync(kAllLanes, full ? bin : static_cast<unsigned>(kBins + lane));
-      if (full && lane == __ffs(static_cast<int>(together)) - 1) {
-        atomicAdd(&bins[bin], static_cast<unsigned>(__popc(together) * weight));
-      } else if (counts && !full) {
-        atomicAdd(&bins[bin], static_cast<unsigned>(weight));
+      if (shift == 24) {
+        const unsigned together = __match_any_sync(kAllLanes, full ? bin : unsigned{kBins});
+        if (full && lane == __ffs(static_cast<int>(together)) - 1) {
+          atomicAdd(&bins[bin], static_cast<unsigned>(__popc(together) * weight));
+        }
       }
+      if (counts && (shift < 24 || !full)) atomicAdd(&bins[bin], static_cast<unsigned>(weight));
     }
     __syncthreads();
     if (threadIdx.x < 32) {
