@@ -37,14 +37,14 @@ SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits
 void attend_sampled(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                     const Batch& batch, const SampleRule& rule, DenseLimit dense, const Selection& list,
                     const SampleReport& report, const SampledScratch& scratch, const TensorRef& out,
-                    TensorView<float, 2> lse) {
+                    TensorView<float, 2> lse, const KeptCounters& counters) {
   if constexpr (kHaveCuda) {
     if (exec.on_cuda()) {
-      return cuda::attend_sampled(exec, shape, q, kv, batch, rule, dense, list, report, scratch, out, lse);
+      return cuda::attend_sampled(exec, shape, q, kv, batch, rule, dense, list, report, scratch, out, lse, counters);
     }
   }
   cpu::attend_sampled(shape, q.as<const float, 2>(), kv, batch, rule, dense, list, report, scratch, out.as<float, 2>(),
-                      lse);
+                      lse, counters);
 }
 
 Cost attend_sampled_cost(const AttentionShape& shape, DType dtype, std::int64_t seqs, std::int64_t listed,
@@ -58,12 +58,14 @@ namespace cpu {
 
 void attend_sampled(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
                     const SampleRule& rule, DenseLimit dense, const Selection& list, const SampleReport& report,
-                    const SampledScratch& scratch, TensorView<float, 2> out, TensorView<float, 2> lse) {
+                    const SampledScratch& scratch, TensorView<float, 2> out, TensorView<float, 2> lse,
+                    const KeptCounters& counters) {
   const auto pilot_out = scratch.pilot_out.as<float, 2>();
   draw_pilot(shape, batch, rule, dense, list);
   attend_selected(shape, q, kv, batch, list, kMinSplitTokens, dense, scratch.partials, pilot_out, scratch.pilot_lse);
   size_sample(shape, q, kv, batch, pilot_out, scratch.pilot_lse, rule, dense, list, report);
   attend_selected(shape, q, kv, batch, list, kMinSplitTokens, dense, scratch.partials, out, lse);
+  if (counters.lists.data() != nullptr) count_selected(shape, batch, list, dense, counters);
 }
 
 }  // namespace cpu

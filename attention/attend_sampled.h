@@ -29,11 +29,11 @@ struct SampledScratch {
 SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits& limits, int seqs, int tokens);
 
 // draw_pilot, attend_selected, size_sample, attend_selected. Lists come with their static part and leave with their
-// tail; out and lse are those of attend_selected over them.
+// tail; out and lse are those of attend_selected over them, which are then counted where `counters` has data.
 void attend_sampled(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                     const Batch& batch, const SampleRule& rule, DenseLimit dense, const Selection& list,
                     const SampleReport& report, const SampledScratch& scratch, const TensorRef& out,
-                    TensorView<float, 2> lse);
+                    TensorView<float, 2> lse, const KeptCounters& counters = {});
 
 // `listed`: tokens of all lists, `sampled` those of their tails. K and V of listed tokens once, tails written.
 Cost attend_sampled_cost(const AttentionShape& shape, DType dtype, std::int64_t seqs, std::int64_t listed,
@@ -42,13 +42,14 @@ Cost attend_sampled_cost(const AttentionShape& shape, DType dtype, std::int64_t 
 namespace cpu {
 void attend_sampled(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
                     const SampleRule& rule, DenseLimit dense, const Selection& list, const SampleReport& report,
-                    const SampledScratch& scratch, TensorView<float, 2> out, TensorView<float, 2> lse);
+                    const SampledScratch& scratch, TensorView<float, 2> out, TensorView<float, 2> lse,
+                    const KeptCounters& counters);
 }  // namespace cpu
 namespace cuda {
 void attend_sampled(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                     const Batch& batch, const SampleRule& rule, DenseLimit dense, const Selection& list,
                     const SampleReport& report, const SampledScratch& scratch, const TensorRef& out,
-                    TensorView<float, 2> lse);
+                    TensorView<float, 2> lse, const KeptCounters& counters);
 }  // namespace cuda
 
 }  // namespace vesper

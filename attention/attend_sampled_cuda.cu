@@ -48,6 +48,7 @@ struct SampledArgs {
   Selection list;
   SampleReport report;
   SampledScratch scratch;
+  KeptCounters counters;
   bool clusters = false;
 };
 
@@ -115,14 +116,28 @@ class Member {
     }
     let_next_start();
     merge_out(drawn);
-    if (rank_ != 0 || threadIdx.x != kDecodeThreads - 1) return;
+    if (rank_ == 0 && threadIdx.x == kDecodeThreads - 1) report(drawn, hits);
+  }
+
+ private:
+  // By one thread of the team. Counts are integers, so the order in which lists add to them does not show.
+  __device__ void report(std::int32_t drawn, std::int32_t hits) const {
     args_.report.guard_hits(s_, g_) = hits;
     args_.list.count(s_, g_) = static_ + drawn;
     args_.list.tail_log_weight(s_, g_) =
         drawn == 0 ? 0.0F : log1pf(static_cast<float>(rest_ - drawn) / static_cast<float>(drawn));
+    const KeptCounters& counters = args_.counters;
+    if (counters.lists.data() == nullptr) return;
+    const auto add = [&](const TensorView<std::int64_t, 1>& counter, std::int32_t number) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(&counter(g_)), static_cast<unsigned long long>(number));
+    };
+    add(counters.kept_tokens, static_ + drawn);
+    add(counters.visible_tokens, kv_len_);
+    add(counters.sampled_tokens, drawn);
+    add(counters.lists, 1);
+    if (counters.guard_hits.data() != nullptr) add(counters.guard_hits, hits);
   }
 
- private:
   // --- the team ---
 
   __device__ void meet() {
@@ -838,7 +853,7 @@ void launch_sampled(const Exec& exec, const AttentionShape& shape, SampledArgs<T
 void attend_sampled(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                     const Batch& batch, const SampleRule& rule, DenseLimit dense, const Selection& list,
                     const SampleReport& report, const SampledScratch& scratch, const TensorRef& out,
-                    TensorView<float, 2> lse) {
+                    TensorView<float, 2> lse, const KeptCounters& counters) {
   check_attention_shape(shape);
   if (batch.seqs == 0) return;
   dispatch_16bit(kv.k.dtype, "attending to a sample on CUDA", [&](auto element) {
@@ -848,7 +863,8 @@ void attend_sampled(const Exec& exec, const AttentionShape& shape, const TensorR
                               .rule = rule,
                               .list = list,
                               .report = report,
-                              .scratch = scratch};
+                              .scratch = scratch,
+                              .counters = counters};
     const bool few = shape.group() <= 8;
     if (shape.head_dim == 128) {
       few ? launch_sampled<T, 128, 1>(exec, shape, args, batch.seqs)

@@ -115,23 +115,19 @@ void SparseAttention::run(const Exec& exec, const AttendLayer& layer, const Tens
   const MadeLists made = select(exec, layer, q, batch, scratch);
   list_ = made.list;
   assert(scratch.used() <= scratch_.bytes());
-  attend(exec, layer, q, batch, list_, out, lse);
   const LayerCounters& counters = layer.counters;
-  if (counters.lists.data() == nullptr) return;
-  layer.begin_stage(exec, "count", [=, this, seqs = batch.seqs] {
-    return Cost{.bytes = std::int64_t{8} * seqs * limits_.shape.kv_heads, .flops = 0};
-  });
-  count_selected(exec, limits_.shape, batch, list_, dense_limit_,
-                 {.kept_tokens = counters.kept_tokens,
-                  .visible_tokens = counters.visible_tokens,
-                  .sampled_tokens = counters.sampled_tokens,
-                  .lists = counters.lists,
-                  .guard_hits = counters.guard_hits,
-                  .list_guard_hits = made.guard_hits});
+  attend(exec, layer, q, batch, list_, out, lse,
+         {.kept_tokens = counters.kept_tokens,
+          .visible_tokens = counters.visible_tokens,
+          .sampled_tokens = counters.sampled_tokens,
+          .lists = counters.lists,
+          .guard_hits = counters.guard_hits,
+          .list_guard_hits = made.guard_hits});
 }
 
 void SparseAttention::attend(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
-                             const Selection& list, const TensorRef& out, TensorView<float, 2> lse) {
+                             const Selection& list, const TensorRef& out, TensorView<float, 2> lse,
+                             const KeptCounters& counters) {
   layer.begin_stage(exec, "attend", [=, this, seqs = batch.seqs] {
     return attend_selected_cost(limits_.shape, limits_.dtype, seqs, listed_tokens(exec, limits_.shape, list));
   });
@@ -145,6 +141,11 @@ void SparseAttention::attend(const Exec& exec, const AttendLayer& layer, const T
       .out = TensorView<float, 4>(floats, batch.seqs, shape.heads, splits, shape.head_dim),
       .lse = TensorView<float, 3>(floats + rows * shape.head_dim, batch.seqs, shape.heads, splits)};
   attend_selected(exec, shape, q, layer.kv, batch, list, min_entries_, dense_limit_, partials, out, lse);
+  if (counters.lists.data() == nullptr) return;
+  layer.begin_stage(exec, "count", [=, this, seqs = batch.seqs] {
+    return Cost{.bytes = std::int64_t{8} * seqs * limits_.shape.kv_heads, .flops = 0};
+  });
+  count_selected(exec, shape, batch, list, dense_limit_, counters);
 }
 
 }  // namespace vesper

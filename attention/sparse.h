@@ -72,10 +72,11 @@ class SparseAttention : public AttentionBackend {
   // Bytes read for one KV head of one layer to choose among `tokens` tokens.
   [[nodiscard]] virtual std::int64_t scoring_bytes(int tokens) const = 0;
 
-  // Attention over the lists that select() made: cut into splits that fill the device. A backend may lengthen them
-  // here.
+  // Attention over the lists that select() made, cut into splits that fill the device; then they are counted, where
+  // `counters` has data. A backend may lengthen them here.
   virtual void attend(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
-                      const Selection& list, const TensorRef& out, TensorView<float, 2> lse);
+                      const Selection& list, const TensorRef& out, TensorView<float, 2> lse,
+                      const KeptCounters& counters);
 
   [[nodiscard]] const AttentionLimits& limits() const { return limits_; }
   // What stages count by: pages of the step's sparse sequences, of one KV head.

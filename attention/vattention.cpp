@@ -108,7 +108,7 @@ class VAttention final : public SparseAttention {
   }
 
   void attend(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch, const Selection& list,
-              const TensorRef& out, TensorView<float, 2> lse) override {
+              const TensorRef& out, TensorView<float, 2> lse, const KeptCounters& counters) override {
     SampleRule sample = sample_;
     sample.layer = layer.number;
     layer.begin_stage(exec, "sample+attend", [=, this, seqs = batch.seqs] {
@@ -116,7 +116,7 @@ class VAttention final : public SparseAttention {
                                  tail_entries(exec, list));
     });
     attend_sampled(exec, limits().shape, q, layer.kv, batch, sample, dense_limit(), list, {scratch_.guard_hits},
-                   scratch_.sampled, out, lse);
+                   scratch_.sampled, out, lse, counters);
   }
 
   [[nodiscard]] std::int64_t scoring_bytes(int tokens) const override {

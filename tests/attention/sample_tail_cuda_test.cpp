@@ -176,10 +176,11 @@ struct Layer {
     const Buffer memory(Memory::kHost, counter.used(), "test");
     ScratchCarver carver(memory.data());
     const std::int64_t width = std::int64_t{shape.heads} * shape.head_dim;
-    cpu::attend_sampled(
-        shape, TensorView<const float, 2>(q.data(), batch.seqs, width), {.k = k.ref(), .v = v.ref()}, batch, rule,
-        dense, lists.list, lists.report, take_sampled_scratch(carver, limits, batch.seqs, batch.max_kv_len),
-        TensorView<float, 2>(out.data(), batch.seqs, width), TensorView<float, 2>(lse.data(), batch.seqs, shape.heads));
+    cpu::attend_sampled(shape, TensorView<const float, 2>(q.data(), batch.seqs, width), {.k = k.ref(), .v = v.ref()},
+                        batch, rule, dense, lists.list, lists.report,
+                        take_sampled_scratch(carver, limits, batch.seqs, batch.max_kv_len),
+                        TensorView<float, 2>(out.data(), batch.seqs, width),
+                        TensorView<float, 2>(lse.data(), batch.seqs, shape.heads), {});
   }
   // Attention over a list: sum w v / sum w, sum w |v| / sum w and log sum w, w = e^{score + log weight}.
   struct Attended {
