@@ -21,6 +21,7 @@
 // Sums over pieces are fp32, a few a lane; over lanes, warps and blocks in a fixed order, moments in fp64.
 // Bytes: K and V of the listed tokens once, those of the pilot a second time from L2; parts of 2 (head_dim + 2) floats
 //   a block and head.
+// Over 450 lines: the phases share the tail's sums and the queries in registers, so they are one class.
 #include <cmath>
 #include <cstdint>
 
