@@ -1,12 +1,12 @@
 // What a warpgroup needs to run attention on Hopper's tensor cores: products whose operands lie in shared memory,
-// copies of boxes of a tensor into it, and the barriers between them. Compute capability 9.0 only (sm_90a).
+// copies of boxes of a tensor into it, and barriers between groups. Compute capability 9.0 only (sm_90a).
 //
 // Shared memory holds a matrix as columns of 128 bytes: column after column, each [rows, 64] of 16 bits with the
 // 16-byte chunk c of row t at chunk c XOR (t mod 8). That is the hardware's "128-byte swizzle", and the order in which
 // kvcache/layout.h stores a tile, so tiles are copied as they lie, a column at a time.
 // Lane mapping of D[64, n]: warp w of the group holds rows 16 w ... 16 w + 15; in them element 4 i + j of a lane is
 // d[j] of attention/mma.cuh for columns 8 i ... 8 i + 7, and an A in registers, 16 columns wide, is a[0] ... a[3]
-// there. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions"; "mbarrier";
+// there. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions";
 //   "cp.async.bulk.tensor".
 #pragma once
 
@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "engine/core/bulk_copy.cuh"
 #include "engine/core/dtype.h"
 
 namespace vesper::cuda {
@@ -118,30 +119,6 @@ __device__ void multiply_columns(float (&d)[kRegisters], const unsigned* a, std:
 // Makes this thread's writes to shared memory visible to products and copies of boxes.
 __device__ inline void publish_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// A barrier in shared memory: a phase ends when all arrivals, and all bytes that were announced, are in. A thread waits
-// for phases in turn, whose parities are 0, 1, 0, ...
-__device__ inline void make_barrier(unsigned barrier, unsigned arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-// Makes barriers visible to copies; a __syncthreads shows them to other threads.
-__device__ inline void publish_barriers() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ inline void arrive(unsigned barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// Arrives, and lets the phase wait for `bytes` more.
-__device__ inline void arrive_expecting(unsigned barrier, unsigned bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ inline void wait_phase(unsigned barrier, unsigned parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::
-          "r"(barrier),
-      "r"(parity)
-      : "memory");
 }
 
 // Queues the copy of the box of a three-dimensional tensor that begins at (x, y, z) into shared memory.

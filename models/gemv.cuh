@@ -168,7 +168,7 @@ class WeightStream {
     static_assert(sizeof(GemvShared<Weight>) % 128 == 0 && kStageBytes<Weight> % 16 == 0);
     if constexpr (kBulk) {
       if (this_lane() == 0) {
-        for (int i = 0; i < depth_; ++i) init_barrier(&landed_[i], 1);
+        for (int i = 0; i < depth_; ++i) make_barrier(shared_address(&landed_[i]), 1);
         publish_barriers();
       }
       __syncwarp();
@@ -186,7 +186,7 @@ class WeightStream {
   // The oldest chunk, [kRuns, kRunBytes], once it has landed.
   __device__ const unsigned char* front() {
     if constexpr (kBulk) {
-      wait_barrier(&landed_[slot_], phase_);
+      wait_phase(shared_address(&landed_[slot_]), phase_);
     } else {
       wait_all_but(depth_ - 1);
       __syncwarp();
@@ -217,11 +217,13 @@ class WeightStream {
     const bool any = tile_ < weight_.tile_rows.tiles;
     const int bytes = any ? weight_.run_bytes(chunk_) : 0;
     if constexpr (kBulk) {
-      if (this_lane() == 0) expect_bytes(&landed_[slot], static_cast<unsigned>(Weight::kRuns * bytes));
+      if (this_lane() == 0)
+        arrive_expecting(shared_address(&landed_[slot]), static_cast<unsigned>(Weight::kRuns * bytes));
       __syncwarp();
       if (this_lane() < Weight::kRuns && bytes > 0) {
-        copy_bulk(stage + this_lane() * Weight::kRunBytes, run_ + std::int64_t{chunk_} * Weight::kRunBytes,
-                  static_cast<unsigned>(bytes), &landed_[slot]);
+        copy_bulk(shared_address(stage + this_lane() * Weight::kRunBytes),
+                  run_ + std::int64_t{chunk_} * Weight::kRunBytes, static_cast<unsigned>(bytes),
+                  shared_address(&landed_[slot]));
       }
     } else {
       constexpr int kPieces = Weight::kRunBytes / kChunkBytes;
@@ -286,8 +288,8 @@ __device__ void stream_products(const Weight& weight, const StreamedInput<typena
   const int quad = this_lane() % 4;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPartials; ++i) {
-      init_barrier(&shared.summed[i], kGemvWarps);
-      init_barrier(&shared.taken[i], 1);
+      make_barrier(shared_address(&shared.summed[i]), kGemvWarps);
+      make_barrier(shared_address(&shared.taken[i]), 1);
     }
   }
   WeightStream<Weight> stream(weight, depth, shared, memory + sizeof(GemvShared<Weight>));
@@ -316,7 +318,7 @@ __device__ void stream_products(const Weight& weight, const StreamedInput<typena
     const int place = turn % kPartials;
     const unsigned parity = static_cast<unsigned>(turn / kPartials) % 2U;
     auto& partial = shared.partial[place];
-    wait_barrier(&shared.taken[place], parity ^ 1U);
+    wait_phase(shared_address(&shared.taken[place]), parity ^ 1U);
 #pragma unroll
     for (int sixteen = 0; sixteen < Weight::kBand / 8; ++sixteen) {
 #pragma unroll
@@ -326,9 +328,9 @@ __device__ void stream_products(const Weight& weight, const StreamedInput<typena
       }
     }
     __syncwarp();
-    if (this_lane() == 0) arrive(&shared.summed[place]);
+    if (this_lane() == 0) arrive(shared_address(&shared.summed[place]));
     if (turn % kGemvWarps != this_warp()) continue;
-    wait_barrier(&shared.summed[place], parity);
+    wait_phase(shared_address(&shared.summed[place]), parity);
     for (int i = this_lane(); i < Weight::kBand * tokens; i += static_cast<int>(kWarpThreads)) {
       const int t = i / Weight::kBand;
       const int row = i % Weight::kBand;
@@ -342,7 +344,7 @@ __device__ void stream_products(const Weight& weight, const StreamedInput<typena
       output(t, weight.tile_rows.template low<Weight::kBand>(tile) + row, low, high);
     }
     __syncwarp();
-    if (this_lane() == 0) arrive(&shared.taken[place]);
+    if (this_lane() == 0) arrive(shared_address(&shared.taken[place]));
   }
 }
 

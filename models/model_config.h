@@ -44,8 +44,8 @@ ModelConfig parse_model_config(const nlohmann::json& document, const std::string
 // any.
 ModelConfig load_model_config(const std::string& folder);
 
-// The folder configs/NAME that comes with vesper: in VESPER_CONFIGS, beside the binary (../configs, ../../configs), or in
-// the source tree the binary was built from. Throws an input error where it is in none of them.
+// The folder configs/NAME that comes with vesper: in VESPER_CONFIGS, beside the binary (../configs, ../../configs), or
+// in the source tree the binary was built from. Throws an input error where it is in none of them.
 std::string configs_folder(const std::string& name);
 
 // The shapes under configs/models: `name` as in synthetic:NAME. An unknown name lists the known ones.

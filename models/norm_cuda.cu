@@ -3,8 +3,9 @@
 //   block = one row; thread i takes the vectors of kWidth columns i, i + kNormThreads, ..., so that a warp reads 512
 //   consecutive bytes
 // Bytes: x and weight read and out written once (add_rms_norm: addend read and x written as well); the second pass over
-// a row hits L1. One block a row is bound by latency, not by bytes, in decode: it is short, the norm's weight is fetched
-// before the kernel in front has ended, and the product behind fetches its weights meanwhile (engine/core/overlap.cuh).
+// a row hits L1. One block a row is bound by latency, not by bytes, in decode: it is short, the norm's weight is
+// fetched before the kernel in front has ended, and the product behind fetches its weights meanwhile
+// (engine/core/overlap.cuh).
 #include <algorithm>
 #include <cassert>
 #include <cstdint>

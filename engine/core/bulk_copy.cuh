@@ -1,6 +1,6 @@
 // Barriers in shared memory that warps arrive at without waiting, and bulk copies from device to shared memory by the
 // copy engine of compute capability 9.0 (TMA without a tensor map), whose bytes such a barrier counts. Before 9.0 there
-// is no copy engine: callers choose by __CUDA_ARCH__.
+// is no copy engine: callers choose by __CUDA_ARCH__. Barriers, and where copies go, are shared addresses.
 // Source: PTX ISA, "cp.async.bulk", "mbarrier", "Asynchronous proxies".
 #pragma once
 
@@ -8,21 +8,13 @@
 
 namespace vesper::cuda {
 
-// One thread's, before publish_barriers: the barrier's phase ends when `arrivals` have arrived and all bytes expected
-// so far have landed.
-__device__ inline void init_barrier(std::uint64_t* barrier, unsigned arrivals) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(barrier))),
-               "r"(arrivals)
-               : "memory");
+// A phase of the barrier ends when `arrivals` have arrived and all bytes that were announced have landed. A thread
+// waits for phases in turn, whose parities are 0, 1, 0, ...
+__device__ inline void make_barrier(unsigned barrier, unsigned arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
-__device__ inline void arrive(std::uint64_t* barrier) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(barrier)))
-               : "memory");
-}
-
-// The same thread's, after it: the copy engine sees the barriers. Other threads need a barrier of their own.
+// Makes the barriers of this thread visible to the copy engine; other threads need a barrier of their own.
 __device__ inline void publish_barriers() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -30,42 +22,41 @@ __device__ inline void publish_barriers() {
 #endif
 }
 
-// Arrives, and adds to what the phase waits for.
-__device__ inline void expect_bytes([[maybe_unused]] std::uint64_t* barrier, [[maybe_unused]] unsigned bytes) {
+__device__ inline void arrive(unsigned barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and lets the phase wait for `bytes` more.
+__device__ inline void arrive_expecting([[maybe_unused]] unsigned barrier, [[maybe_unused]] unsigned bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(barrier))),
-               "r"(bytes)
-               : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 #endif
 }
 
-// Returns when the phase of this parity (0 for the first, then 1, 0, ...) has ended; what was written before it ended
-// can be read. Of a barrier that is new, the phase of parity 1 counts as ended.
-__device__ inline void wait_barrier(std::uint64_t* barrier, unsigned parity) {
-  unsigned done = 0;
-  while (done == 0) {
+// Returns when the phase of this parity has ended; what was written before it ended can be read. Of a barrier that is
+// new, the phase of parity 1 counts as ended.
+__device__ inline void wait_phase(unsigned barrier, unsigned parity) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
-                 : "=r"(done)
-                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(barrier))), "r"(parity)
-                 : "memory");
+  asm volatile(
+      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::
+          "r"(barrier),
+      "r"(parity)
+      : "memory");
 #else
-    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
-                 : "=r"(done)
-                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(barrier))), "r"(parity)
-                 : "memory");
+  asm volatile(
+      "{\n.reg .pred done;\nAGAIN:\nmbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(
+          barrier),
+      "r"(parity)
+      : "memory");
 #endif
-  }
 }
 
 // Begins a copy; both addresses and `bytes` (over 0) are multiples of 16. The bytes count towards the barrier's phase.
-__device__ inline void copy_bulk([[maybe_unused]] void* to, [[maybe_unused]] const void* from,
-                                 [[maybe_unused]] unsigned bytes, [[maybe_unused]] std::uint64_t* barrier) {
+__device__ inline void copy_bulk([[maybe_unused]] unsigned to, [[maybe_unused]] const void* from,
+                                 [[maybe_unused]] unsigned bytes, [[maybe_unused]] unsigned barrier) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(from), "r"(bytes), "r"(static_cast<unsigned>(__cvta_generic_to_shared(barrier)))
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 #endif
 }
