@@ -102,7 +102,7 @@ TEST(BenchCommand, StagesStandBesideTheReport) {
   const std::vector<std::string> run = {"--context", "128", "--attention", "dense", "quest:token_budget=32",
                                         "--stages"};
   const std::string text = run_well(bench(run)).out;
-  EXPECT_NE(text.find("| quest | 1 | score | "), std::string::npos) << text;
+  EXPECT_NE(text.find("| quest | 1 | score+select | "), std::string::npos) << text;
   std::vector<std::string> as_json = run;
   as_json.emplace_back("--json");
   const Json stages = Json::parse(run_well(bench(as_json)).out).at("rows")[1].at("stages");
