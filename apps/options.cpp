@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <filesystem>
 #include <optional>
 #include <type_traits>
@@ -13,6 +14,7 @@
 #include "apps/progress.h"
 #include "engine/core/error.h"
 #include "engine/core/json.h"
+#include "engine/memory_plan.h"
 
 namespace vesper {
 namespace {
@@ -146,10 +148,22 @@ EngineOptions engine_options(const ModelOptions& options, int max_seqs) {
 }
 
 Engine load_engine(const std::string& model, const EngineOptions& options) {
-  std::optional<ProgressLine> loading;  // its clock starts with the first bytes, not with the driver
+  // The clock starts with the first bytes, not with the driver.
+  struct Loading {
+    ProgressLine line{"loading weights", ProgressUnit::kBytes};
+    std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+  };
+  std::optional<Loading> loading;
   return {model, options, [&](std::int64_t done, std::int64_t total) {
-            if (!loading) loading.emplace("loading weights", ProgressUnit::kBytes);
-            loading->update(done, total);
+            if (!loading) loading.emplace();
+            loading->line.update(done, total);
+            if (done < total) return;
+            const auto passed = std::chrono::steady_clock::now() - loading->begin;
+            loading->line.finish();
+            if (passed < std::chrono::milliseconds(500)) return;
+            const double seconds = std::chrono::duration<double>(passed).count();
+            spdlog::info("read {} of weights in {:.1f} s, {}/s", format_bytes(total), seconds,
+                         format_bytes(static_cast<std::int64_t>(static_cast<double>(total) / seconds)));
           }};
 }
 
