@@ -16,7 +16,8 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
 
 Cost attend_selected_cost(const AttentionShape& shape, DType dtype, std::int64_t seqs, std::int64_t listed) {
   const std::int64_t element = dtype_bytes(dtype);
-  return {.bytes = listed * (2 * shape.head_dim * element + 4) + 2 * seqs * shape.heads * shape.head_dim * element,
+  return {.bytes = listed * (std::int64_t{2} * shape.head_dim * element + 4) +
+                   2 * seqs * shape.heads * shape.head_dim * element,
           .flops = 4 * listed * shape.group() * shape.head_dim};
 }
 

@@ -22,7 +22,7 @@ Cost score_tokens_cost(const AttentionShape& shape, DType dtype, KeySource sourc
                        std::int64_t candidates) {
   const std::int64_t head_dim = shape.head_dim;
   const std::int64_t key = source == KeySource::kInt4 ? head_dim / 2 + 4 : head_dim * dtype_bytes(dtype);
-  return {.bytes = candidates * (shape.kv_heads * key + shape.heads * 4) +
+  return {.bytes = candidates * (shape.kv_heads * key + std::int64_t{4} * shape.heads) +
                    seqs * shape.heads * head_dim * dtype_bytes(dtype),
           .flops = 2 * candidates * shape.heads * head_dim};
 }

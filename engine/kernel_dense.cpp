@@ -218,7 +218,7 @@ class DenseKernels {
     if (turns == 0) return;
     const DrawnMatrices matrices(exec_, format, dtype_, 2 * ffn, hidden, turns, seed_);
     const Buffer x = drawn(batch_ * hidden, dtype_, 9, 1.7F);
-    const Buffer gate_up(memory_, batch_ * 2 * ffn * dtype_bytes(dtype_), "gates and ups");
+    const Buffer gate_up(memory_, std::int64_t{2} * batch_ * ffn * dtype_bytes(dtype_), "gates and ups");
     const Buffer out(memory_, std::int64_t{2} * batch_ * ffn * dtype_bytes(dtype_), "two activations");
     const TensorRef input = x.ref(dtype_, batch_, hidden);
     const TensorRef wide = gate_up.ref(dtype_, batch_, 2 * ffn);
