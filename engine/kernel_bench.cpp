@@ -9,13 +9,6 @@
 #include "engine/kernel_timer.h"
 
 namespace vesper {
-namespace {
-
-// Of the free memory, what one kernel's data may take.
-constexpr double kMemoryShare = 0.6;
-constexpr int kFewTokens = 256;
-
-}  // namespace
 
 bool is_cold(const KernelRow& row, std::int64_t cache_bytes) {
   return row.turns * row.cost.bytes > 2 * cache_bytes;
@@ -34,8 +27,7 @@ KernelReport run_kernel_bench(const KernelSetting& setting,
   report.cache_bytes = last_cache_bytes(setting.device);
   report.clocks_before = read_clocks();
   const Stream stream(setting.device);
-  const auto room =
-      static_cast<std::int64_t>(kMemoryShare * static_cast<double>(device_info(setting.device).free_bytes));
+  const std::int64_t room = KernelWorld::room(setting.device);
   const auto total = static_cast<std::int64_t>(setting.batches.size() * (setting.contexts.size() + 1));
   std::int64_t done = 0;
   const auto add = [&](std::vector<KernelRow> rows) {
@@ -45,14 +37,7 @@ KernelReport run_kernel_bench(const KernelSetting& setting,
   for (const int batch : setting.batches) {
     add(time_dense_kernels(stream.exec(), config, dtype, batch, room, setting.seed));
     for (const int context : setting.contexts) {
-      const KvShape layer{.layers = 1,
-                          .kv_heads = shape.kv_heads,
-                          .head_dim = shape.head_dim,
-                          .page_tokens = shape.page_tokens,
-                          .dtype = dtype};
-      // A list of few tokens touches the least of the kernels that read K and V.
-      const std::int64_t touched = std::int64_t{kFewTokens} * batch * layer.page_bytes() / layer.page_tokens;
-      const int turns = turns_over(setting.device, KernelWorld::layer_bytes(layer, context, batch), touched, room);
+      const int turns = KernelWorld::turns_in(room, setting.device, shape, dtype, context, batch);
       if (turns == 0) {
         report.skipped.push_back(fmt::format("attention at context {}, batch {}: two layers do not fit in {}", context,
                                              batch, format_bytes(room)));
@@ -60,13 +45,7 @@ KernelReport run_kernel_bench(const KernelSetting& setting,
         continue;
       }
       KernelWorld world(stream.exec(), shape, dtype, context, batch, turns, setting);
-      const AttentionLimits limits{.shape = shape,
-                                   .device = setting.device,
-                                   .dtype = dtype,
-                                   .max_seqs = batch,
-                                   .max_context = context,
-                                   .seed = static_cast<std::uint32_t>(setting.seed)};
-      add(time_attention_kernels(stream.exec(), limits, world));
+      add(time_attention_kernels(stream.exec(), world.limits(setting), world));
     }
   }
   report.clocks_after = read_clocks();

@@ -15,8 +15,6 @@
 namespace vesper {
 namespace {
 
-constexpr double kMemoryShare = 0.6;  // of what is free: the rest is for scratch and for what looks at it
-constexpr int kFewTokens = 256;       // a list of so many touches the least of a layer
 constexpr int kMarkedReplays = 5;
 constexpr int kLookedTurns = 4;
 
@@ -136,7 +134,7 @@ class Operators {
   }
 
   Exec exec_;
-  const AttentionLimits& limits_;
+  AttentionLimits limits_;
   KernelWorld& world_;
   KernelTruth truth_;
 };
@@ -158,32 +156,19 @@ OperatorReport run_operators(const KernelSetting& setting, const std::vector<std
   const DType dtype = activation_dtype(setting.device, config.dtype);
   const int context = setting.contexts.at(0);
   const int batch = setting.batches.at(0);
-  const KvShape layer{.layers = 1,
-                      .kv_heads = shape.kv_heads,
-                      .head_dim = shape.head_dim,
-                      .page_tokens = shape.page_tokens,
-                      .dtype = dtype};
   OperatorReport report;
-  const std::int64_t free_bytes = device_info(setting.device).free_bytes;
-  const auto room = static_cast<std::int64_t>(kMemoryShare * static_cast<double>(free_bytes));
-  const std::int64_t bytes = KernelWorld::layer_bytes(layer, context, batch);
-  const std::int64_t touched = std::int64_t{kFewTokens} * batch * layer.page_bytes() / layer.page_tokens;
-  const int turns = turns_over(setting.device, bytes, touched, room);
+  const std::int64_t room = KernelWorld::room(setting.device);
+  const int turns = KernelWorld::turns_in(room, setting.device, shape, dtype, context, batch);
   if (turns == 0) {
-    report.skipped = fmt::format("a layer's keys, values and side tables take {}, of which {} have to hold enough",
-                                 format_bytes(bytes), format_bytes(room));
+    report.skipped =
+        fmt::format("a layer's keys, values and side tables take {}, of which {} have to hold enough",
+                    format_bytes(KernelWorld::layer_bytes(shape, dtype, context, batch)), format_bytes(room));
     return report;
   }
   report.roof = probe_roof(setting.device);
   const Stream stream(setting.device);
   KernelWorld world(stream.exec(), shape, dtype, context, batch, turns, setting);
-  const AttentionLimits limits{.shape = shape,
-                               .device = setting.device,
-                               .dtype = dtype,
-                               .max_seqs = batch,
-                               .max_context = context,
-                               .seed = static_cast<std::uint32_t>(setting.seed)};
-  Operators operators(stream.exec(), limits, world);
+  Operators operators(stream.exec(), world.limits(setting), world);
   report.rows = operators.run(attentions);
   report.sigma = operators.sigma();
   report.roof = higher(report.roof, probe_roof(setting.device));

@@ -15,6 +15,8 @@
 namespace vesper {
 namespace {
 
+constexpr double kMemoryShare = 0.6;
+constexpr int kFewTokens = 256;
 constexpr int kChunk = 1024;                // tokens stored at once
 constexpr float kQueryRange = kValueRange;  // variance 1 a channel: |q|^2 is head_dim
 
@@ -59,11 +61,30 @@ std::vector<T> copied(const Exec& exec, const TensorRef& tensor, const std::vect
 
 }  // namespace
 
-std::int64_t KernelWorld::layer_bytes(const KvShape& shape, int context, int batch) {
-  KvShape layer = shape;
-  layer.layers = 1;
+std::int64_t KernelWorld::room(DeviceKind device) {
+  return static_cast<std::int64_t>(kMemoryShare * static_cast<double>(device_info(device).free_bytes));
+}
+
+std::int64_t KernelWorld::layer_bytes(const AttentionShape& shape, DType dtype, int context, int batch) {
   const SideTables own = tables();
-  return KvCache::bytes(layer, std::int64_t{batch} * page_count(context, shape.page_tokens), {&own, 1});
+  return KvCache::bytes(kv_shape_of(shape, dtype, 1), std::int64_t{batch} * page_count(context, shape.page_tokens),
+                        {&own, 1});
+}
+
+int KernelWorld::turns_in(std::int64_t room, DeviceKind device, const AttentionShape& shape, DType dtype, int context,
+                          int batch) {
+  const KvShape layer = kv_shape_of(shape, dtype, 1);
+  const std::int64_t touched = std::int64_t{kFewTokens} * batch * layer.page_bytes() / layer.page_tokens;
+  return turns_over(device, layer_bytes(shape, dtype, context, batch), touched, room);
+}
+
+AttentionLimits KernelWorld::limits(const KernelSetting& setting) const {
+  return {.shape = shape_,
+          .device = setting.device,
+          .dtype = dtype_,
+          .max_seqs = seqs(),
+          .max_context = context_,
+          .seed = static_cast<std::uint32_t>(setting.seed)};
 }
 
 KernelWorld::KernelWorld(const Exec& exec, const AttentionShape& shape, DType dtype, int context, int batch, int turns,

@@ -17,12 +17,21 @@ namespace vesper {
 // int4 keys, drawn as a synthetic fill draws them for queries of length sqrt(head_dim).
 class KernelWorld {
  public:
-  // Device memory of a world.
-  static std::int64_t layer_bytes(const KvShape& shape, int context, int batch);
+  // Device memory that kernels' data may take of what is free now: the rest is for scratch and for what looks at it.
+  static std::int64_t room(DeviceKind device);
+  // Device memory of a world, for each turn.
+  static std::int64_t layer_bytes(const AttentionShape& shape, DType dtype, int context, int batch);
+  // Turns that fit `room` and leave the cache cold (engine/kernel_timer.h), counted for lists of few tokens, which
+  // touch the least of a layer; 0 where too few fit.
+  static int turns_in(std::int64_t room, DeviceKind device, const AttentionShape& shape, DType dtype, int context,
+                      int batch);
   static SideTables tables() { return {.page_bounds = true, .page_moments = false, .int4_keys = true}; }
 
   KernelWorld(const Exec& exec, const AttentionShape& shape, DType dtype, int context, int batch, int turns,
               const KernelSetting& setting);
+
+  // What attention over this world is set up for.
+  [[nodiscard]] AttentionLimits limits(const KernelSetting& setting) const;
 
   [[nodiscard]] const AttentionShape& shape() const { return shape_; }
   [[nodiscard]] DType dtype() const { return dtype_; }

@@ -144,12 +144,11 @@ StreamedInput<T> streamed_input(const TensorRef& x) {
 
 // A block's shared memory: this, then the rings of the warps.
 template <typename Weight>
-struct GemvShared {
+struct alignas(128) GemvShared {
   float partial[kPartials][kGemvWarps][kGemvTokens][2 * Weight::kBand];  // of tiles by turns
   std::uint64_t landed[kGemvWarps][kGemvMaxDepth];
   std::uint64_t summed[kPartials];  // all warps have put their part there
   std::uint64_t taken[kPartials];   // the parts have been added up: the place is free
-  std::uint64_t unused[16 - 2 * kPartials];
 };
 
 template <typename Weight>
@@ -165,7 +164,7 @@ class WeightStream {
         tile_(static_cast<int>(blockIdx.x)),
         landed_(shared.landed[this_warp()]),
         ring_(rings + this_warp() * depth * kStageBytes<Weight>) {
-    static_assert(sizeof(GemvShared<Weight>) % 128 == 0 && kStageBytes<Weight> % 16 == 0);
+    static_assert(kStageBytes<Weight> % 16 == 0);
     if constexpr (kBulk) {
       if (this_lane() == 0) {
         for (int i = 0; i < depth_; ++i) make_barrier(shared_address(&landed_[i]), 1);

@@ -30,40 +30,29 @@ struct Dims {
   bool cooperative = false;  // all blocks run at the same time
 };
 
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0;
+  int value = 0;
+  check(cudaGetDevice(&device), "asking for the current GPU");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "reading the GPU's properties");
+  return value;
+}
+
 // Whether the device knows programmatic dependent launch.
 inline bool launches_can_overlap() {
-  static const bool can = [] {
-    int device = 0;
-    int major = 0;
-    check(cudaGetDevice(&device), "asking for the current GPU");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "reading the GPU's properties");
-    return major >= 9;
-  }();
+  static const bool can = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
   return can;
 }
 
 // Multiprocessors of the current device.
 inline int multiprocessor_count() {
-  static const int count = [] {
-    int device = 0;
-    int found = 0;
-    check(cudaGetDevice(&device), "asking for the current GPU");
-    check(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device), "reading the GPU's properties");
-    return found;
-  }();
+  static const int count = device_attribute(cudaDevAttrMultiProcessorCount);
   return count;
 }
 
 // Bytes of shared memory of one of them.
 inline std::size_t multiprocessor_shared_bytes() {
-  static const std::size_t bytes = [] {
-    int device = 0;
-    int found = 0;
-    check(cudaGetDevice(&device), "asking for the current GPU");
-    check(cudaDeviceGetAttribute(&found, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
-          "reading the GPU's properties");
-    return static_cast<std::size_t>(found);
-  }();
+  static const auto bytes = static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
   return bytes;
 }
 
@@ -87,11 +76,8 @@ void allow_shared_bytes(void (*kernel)(Params...), std::size_t bytes, const char
 // Blocks of `kernel` that a multiprocessor runs side by side; 0 where it does not have the shared memory for one.
 template <typename... Params>
 int resident_blocks(void (*kernel)(Params...), int threads, std::size_t shared_bytes) {
-  int device = 0;
-  int most = 0;
-  check(cudaGetDevice(&device), "asking for the current GPU");
-  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "reading the GPU's properties");
-  if (shared_bytes + std::size_t{16} * 1024 > static_cast<std::size_t>(most)) return 0;
+  const auto most = static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  if (shared_bytes + std::size_t{16} * 1024 > most) return 0;
   allow_shared_bytes(kernel, shared_bytes, "asking for shared memory");
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), "asking for occupancy");
