@@ -19,6 +19,9 @@
 namespace vesper {
 namespace {
 
+// Loading fewer bytes of weights tells no rate.
+constexpr std::int64_t kTellRateFrom = 1'000'000'000;
+
 bool is_space(char c) {
   return c == ' ' || c == '\n' || c == '\t' || c == '\r';
 }
@@ -158,11 +161,11 @@ Engine load_engine(const std::string& model, const EngineOptions& options) {
             if (!loading) loading.emplace();
             loading->line.update(done, total);
             if (done < total) return;
-            const auto passed = std::chrono::steady_clock::now() - loading->begin;
+            const double seconds =
+                std::chrono::duration<double>(std::chrono::steady_clock::now() - loading->begin).count();
             loading->line.finish();
-            if (passed < std::chrono::milliseconds(500)) return;
-            const double seconds = std::chrono::duration<double>(passed).count();
-            spdlog::info("read {} of weights in {:.1f} s, {}/s", format_bytes(total), seconds,
+            if (total < kTellRateFrom) return;
+            spdlog::info("read {} of weights in {:.2f} s, {}/s", format_bytes(total), seconds,
                          format_bytes(static_cast<std::int64_t>(static_cast<double>(total) / seconds)));
           }};
 }
