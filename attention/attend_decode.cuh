@@ -60,16 +60,10 @@ template <int kHeadDim>
 Dims decode_dims(const AttentionShape& shape, int splits, int seqs) {
   const int cluster = cluster_of(shape, splits, seqs);
   const int received_bytes = cluster > 1 ? kReceivedBytes<kHeadDim> : 0;
-  std::size_t bytes = static_cast<std::size_t>(kDecodeWarps * kRingBytes<kHeadDim> + received_bytes);
-  // Few blocks ask for over half of a multiprocessor's shared memory, so that each has one for itself: begun under the
-  // kernel in front, they would pile up where that one ends first and draw less from memory.
-  if (std::int64_t{shape.kv_heads} * splits * seqs <= multiprocessor_count()) {
-    bytes = std::max(bytes, multiprocessor_shared_bytes() / 2);
-  }
   return {
       .grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(splits), static_cast<unsigned>(seqs)),
       .block = dim3(kDecodeThreads),
-      .shared_bytes = bytes,
+      .shared_bytes = static_cast<std::size_t>(kDecodeWarps * kRingBytes<kHeadDim> + received_bytes),
       .overlap = true,
       .cluster = dim3(1, static_cast<unsigned>(cluster))};
 }
