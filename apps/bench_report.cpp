@@ -12,9 +12,15 @@ std::string bytes(double count) {
   return format_bytes(static_cast<std::int64_t>(count));
 }
 
+std::string first_token(const BenchRow& row) {
+  if (!row.ttft_s) return "-";
+  return fmt::format("{:.1f} ({:.0f} %)", *row.ttft_s * 1e3, 100.0 * *prefill_share(row));
+}
+
 std::string time_table(const BenchReport& report) {
   std::string text =
-      "| weights | attention | context | batch | TTFT ms | TPOT ms | p50 | p99 | device ms | p50 | p99 | tokens/s | "
+      "| weights | attention | context | batch | TTFT ms (matrix rate) | TPOT ms | p50 | p99 | device ms | p50 | p99 | "
+      "tokens/s | "
       "speed-up (95 "
       "%) "
       "| ceiling |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
@@ -27,9 +33,9 @@ std::string time_table(const BenchReport& report) {
         "| {} | {} | {} | {} | {} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.1f} ± {:.1f} | {:.2f}{} | "
         "{:.2f} "
         "|\n",
-        row.weights, row.attention, row.context, row.batch, row.ttft_s ? fmt::format("{:.1f}", *row.ttft_s * 1e3) : "-",
-        mean_step_s(row) * 1e3, quantile(row.step_s, 0.5) * 1e3, quantile(row.step_s, 0.99) * 1e3,
-        mean(row.device_s) * 1e3, quantile(row.device_s, 0.5) * 1e3, quantile(row.device_s, 0.99) * 1e3, rates.mean(),
+        row.weights, row.attention, row.context, row.batch, first_token(row), mean_step_s(row) * 1e3,
+        quantile(row.step_s, 0.5) * 1e3, quantile(row.step_s, 0.99) * 1e3, mean(row.device_s) * 1e3,
+        quantile(row.device_s, 0.5) * 1e3, quantile(row.device_s, 0.99) * 1e3, rates.mean(),
         std::sqrt(rates.variance()), row.speedup.value, interval, speedup_ceiling(row));
   }
   return text;

@@ -267,6 +267,7 @@ std::vector<BenchRow> BenchEngine::run(int context, bool looks, const std::funct
     engine_.use_attention(arm);
     rows.push_back(new_row(context, arm));
     rows.back().ttft_s = ttft;
+    rows.back().prefill_flops = static_cast<double>(engine_.prefill_flops(cell.depth()));
     engine_.capture_ahead(batch, cell.depth() + 1, context);
     cell.rewind();
     for (int i = 0; i < std::min(setting_.max_tokens, kWarmUpSteps); ++i) cell.step();

@@ -60,6 +60,11 @@ constexpr std::array kColumns = {
     BenchColumn{"ttft_ms",
                 "time to first token: prefill of one prompt and its first token, mean over the batch's prompts",
                 [](const BenchRow& r) { return r.ttft_s ? ms(*r.ttft_s) : Json(); }},
+    BenchColumn{"prefill_tflop_per_s",
+                "multiplications and additions of matrices and dense attention in a prompt / ttft, in 10^12 a second",
+                [](const BenchRow& r) { return r.ttft_s ? Json(r.prefill_flops / *r.ttft_s * 1e-12) : Json(); }},
+    BenchColumn{"prefill_share", "the same over the matrix rate probed in the same run",
+                [](const BenchRow& r) { return optional_json(prefill_share(r)); }},
     BenchColumn{"tpot_ms", "time per output token, end to end: the mean decode step by the host's clock, ids in hand",
                 [](const BenchRow& r) { return ms(mean_step_s(r)); }},
     BenchColumn{"tpot_p50_ms", "the median step", [](const BenchRow& r) { return ms(quantile(r.step_s, 0.5)); }},
@@ -149,6 +154,11 @@ double mean_step_s(const BenchRow& row) {
 
 double step_bytes(const BenchRow& row) {
   return static_cast<double>(row.weight_bytes) + row.kv_bytes + row.metadata_bytes;
+}
+
+std::optional<double> prefill_share(const BenchRow& row) {
+  if (!row.ttft_s) return {};
+  return row.prefill_flops / *row.ttft_s / row.roof.matrix_flops_per_s;
 }
 
 std::optional<double> roof_share(const BenchRow& row) {

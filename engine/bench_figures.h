@@ -30,6 +30,7 @@ struct BenchRow {
   int repeats = 0;
   int layers = 0;
   std::optional<double> ttft_s;
+  double prefill_flops = 0.0;     // of one prompt
   std::vector<double> step_s;     // end to end
   std::vector<double> device_s;   // of the same steps
   std::vector<double> tpot_s;     // the mean step of each repeat
@@ -58,6 +59,8 @@ struct BenchRow {
 // Derived figures.
 double mean_step_s(const BenchRow& row);
 double step_bytes(const BenchRow& row);
+// Flops a second up to the first token over the probed matrix rate; nothing without a prefill.
+std::optional<double> prefill_share(const BenchRow& row);
 // Bytes a second over the mean step, end to end; nothing where a step's bytes would fit the last cache four times over,
 // since they say nothing about memory then.
 std::optional<double> roof_share(const BenchRow& row);

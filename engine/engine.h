@@ -137,6 +137,10 @@ class Engine {
   // Bytes that a decode step cannot do without: every matrix once, and K and V of all its tokens.
   //   kv_tokens: sum of the sequences' lengths
   [[nodiscard]] std::int64_t decode_step_bytes(int seqs, std::int64_t kv_tokens) const;
+
+  // Multiplications and additions of matrices and dense attention that a prompt of `tokens` takes up to its first
+  // logits.
+  [[nodiscard]] std::int64_t prefill_flops(int tokens) const;
   // Largest memory held so far: device memory on CUDA, the process's resident memory on the CPU.
   [[nodiscard]] std::int64_t peak_memory_bytes() const;
 

@@ -13,6 +13,7 @@ import sys
 # The head of `vesper bench --csv`; a test of the project compares them.
 COLUMNS = (
     "engine,model,device,weights,fill,attention,context,batch,max_tokens,repeats,ttft_ms,"
+    "prefill_tflop_per_s,prefill_share,"
     "tpot_ms,tpot_p50_ms,tpot_p99_ms,device_ms,device_p50_ms,device_p99_ms,tokens_per_s,tokens_per_s_sd,"
     "weight_bytes,kv_bytes,metadata_bytes,gb_per_s,roof_gb_per_s,roof_share,attention_us,"
     "kept_tokens,kept_tokens_p99,kept_mass,sigma,speedup,speedup_low,speedup_high,ceiling,peak_memory_bytes"

@@ -31,7 +31,8 @@ std::string first_line(const std::string& text) {
 }
 
 constexpr const char* kHead =
-    "engine,model,device,weights,fill,attention,context,batch,max_tokens,repeats,ttft_ms,"
+    "engine,model,device,weights,fill,attention,context,batch,max_tokens,repeats,ttft_ms,prefill_tflop_per_s,prefill_"
+    "share,"
     "tpot_ms,tpot_p50_ms,tpot_p99_ms,device_ms,device_p50_ms,device_p99_ms,tokens_per_s,tokens_per_s_sd,"
     "weight_bytes,kv_bytes,metadata_bytes,gb_per_s,roof_gb_per_s,roof_share,attention_us,"
     "kept_tokens,kept_tokens_p99,kept_mass,sigma,speedup,speedup_low,speedup_high,ceiling,peak_memory_bytes";
@@ -51,6 +52,9 @@ TEST(BenchCommand, JsonCsvAndSavedFilesHaveTheSameRows) {
   EXPECT_EQ(quest.at("context"), 128);
   EXPECT_EQ(quest.at("fill"), "prefill");
   EXPECT_GT(quest.at("ttft_ms").get<double>(), 0.0);
+  EXPECT_NEAR(
+      quest.at("prefill_share").get<double>(),
+      quest.at("prefill_tflop_per_s").get<double>() / document.at("roof").at("matrix_tflop_per_s").get<double>(), 1e-9);
   EXPECT_GT(quest.at("tpot_ms").get<double>(), quest.at("device_ms").get<double>());
   EXPECT_DOUBLE_EQ(quest.at("kept_tokens").get<double>(), 31.5);  // two pages, the newest with 15 and 16 tokens
   EXPECT_TRUE(quest.at("roof_share").is_null());                  // a tiny model's bytes never leave the cache

@@ -52,6 +52,15 @@ TEST(BenchFigures, BytesRatesAndTheCeilingFollowFromTheRow) {
   EXPECT_EQ(error_of(row), "");
 }
 
+TEST(BenchFigures, PrefillIsComparedWithTheMatrixRate) {
+  BenchRow row = row_of();
+  EXPECT_FALSE(prefill_share(row).has_value());  // nothing was prefilled
+  row.ttft_s = 2.0;
+  row.prefill_flops = 6e14;
+  row.roof.matrix_flops_per_s = 5e14;
+  EXPECT_DOUBLE_EQ(*prefill_share(row), 0.6);
+}
+
 TEST(BenchFigures, BytesThatACacheHoldsSayNothingOfMemory) {
   BenchRow row = row_of();
   row.cache_bytes = 3'000'000'000;

@@ -227,6 +227,13 @@ std::string refusal(const std::function<void()>& action) {
   return "";
 }
 
+TEST_F(EngineTest, CountsTheFlopsOfAPrompt) {
+  const Engine engine(kTiny, tiny_options(64, 1), {});
+  // A layer: q, k, v, o of 4 heads of 64 with 2 KV heads, and the ffn of 704; then 55 pairs a query head.
+  constexpr std::int64_t kWeights = 256 * (2 * 256 + 2 * 128 + 3 * 704);
+  EXPECT_EQ(engine.prefill_flops(10), 3 * (2 * 10 * kWeights + 4 * 64 * 4 * 55) + 2 * 256 * 512);
+}
+
 TEST_F(EngineTest, RefusesWhatDoesNotFitWithBothNumbers) {
   Engine engine(kTiny, tiny_options(64, 2), {});
   GenerateRequest request;
