@@ -22,8 +22,7 @@ struct NeededTables {
     return tables;
   }
   SideTables operator()(const VAttentionConfig& config) const {
-    SideTables tables;
-    tables.page_bounds = config.top_k_by == TopKBy::kQuest;
+    SideTables tables = config.top_k_by == TopKBy::kQuest ? of_pages(config.page_score) : SideTables{};
     tables.int4_keys = config.top_k_by == TopKBy::kInt4;
     return tables;
   }
@@ -33,6 +32,7 @@ struct NeededTables {
     SideTables tables;
     tables.page_bounds = score == PageScore::kMinMax;
     tables.page_moments = score == PageScore::kMeanStd;
+    tables.int8_bounds = score == PageScore::kMinMaxInt8;
     return tables;
   }
 };
@@ -91,6 +91,7 @@ std::vector<SideTables> ModelAttention::side_tables(std::span<const AttentionCon
     for (std::size_t l = 0; l < tables.size(); ++l) {
       const SideTables needed = std::visit(NeededTables{}, arm.layers[l].settings);
       tables[l].page_bounds = tables[l].page_bounds || needed.page_bounds;
+      tables[l].int8_bounds = tables[l].int8_bounds || needed.int8_bounds;
       tables[l].page_moments = tables[l].page_moments || needed.page_moments;
       tables[l].int4_keys = tables[l].int4_keys || needed.int4_keys;
     }
@@ -200,6 +201,7 @@ LayerKv ModelAttention::written(Phase phase, int layer, const LayerKv& kv) const
   const SideTables& tables = tables_[static_cast<std::size_t>(layer)];
   LayerKv own = kv;
   if (!tables.page_bounds) own.bounds = {};
+  if (!tables.int8_bounds) own.int8_bounds = own.int8_scales = {};
   if (!tables.page_moments) own.moments = {};
   if (!tables.int4_keys) own.int4 = own.int4_params = {};
   return own;

@@ -20,6 +20,7 @@ using Json = nlohmann::json;
 // Names of enumerators, in their order.
 constexpr std::array<std::string_view, 3> kGroupScores = {"max", "sum", "mean"};
 constexpr std::array<std::string_view, 2> kPageScores = {"min_max", "mean_std"};
+constexpr std::array<std::string_view, 2> kBounds = {"exact", "int8"};
 constexpr std::array<std::string_view, 2> kKeySources = {"int4", "exact"};
 constexpr std::array<std::string_view, 4> kTopKBys = {"quest", "int4", "oracle", "none"};
 constexpr std::array<std::string_view, 2> kVerifies = {"output", "denominator"};
@@ -113,10 +114,28 @@ class Rule {
   std::vector<std::string> known_;
 };
 
+// `page_score` by the bounds that the rule names. `unread`: the settings that leave bounds unread, if they do.
+PageScore read_bounds(Rule& rule, PageScore page_score, const std::string& unread) {
+  const bool int8 = rule.choice("bounds", std::size_t{0}, kBounds) == 1;
+  if (!int8) return page_score;
+  if (!unread.empty()) {
+    refuse({rule.where(), "\"bounds\": \"int8\" with " + unread + ", which reads no page bounds",
+            "\"bounds\": \"exact\"", "leave one of the two out"});
+  }
+  return PageScore::kMinMaxInt8;
+}
+
+// Of the selectors that may score pages by more than bounds. `unread` as above.
+PageScore read_page_score(Rule& rule, const std::string& unread) {
+  const auto page_score = rule.choice("page_score", PageScore::kMinMax, kPageScores);
+  const bool moments = unread.empty() && page_score == PageScore::kMeanStd;
+  return read_bounds(rule, page_score, moments ? "\"page_score\": \"mean_std\"" : unread);
+}
+
 QuestConfig read_quest(Rule& rule) {
   QuestConfig config;
   config.token_budget = rule.amount("token_budget", config.token_budget, false);
-  config.page_score = rule.choice("page_score", config.page_score, kPageScores);
+  config.page_score = read_page_score(rule, "");
   config.group = rule.choice("group", config.group, kGroupScores);
   config.sink_tokens = rule.amount("sink_tokens", config.sink_tokens, true);
   config.window_tokens = rule.amount("window_tokens", config.window_tokens, true);
@@ -131,7 +150,7 @@ TwilightConfig read_twilight(Rule& rule) {
   config.base_budget = rule.amount("base_budget", config.base_budget, false);
   config.min_tokens = static_cast<std::int32_t>(rule.integer("min_tokens", config.min_tokens, 0, 1 << 20));
   config.scores = rule.choice("scores", config.scores, kKeySources);
-  config.page_score = rule.choice("page_score", config.page_score, kPageScores);
+  config.page_score = read_page_score(rule, config.dense_base ? "\"base\": \"dense\"" : "");
   config.group = rule.choice("group", config.group, kGroupScores);
   config.sink_tokens = rule.amount("sink_tokens", config.sink_tokens, true);
   config.window_tokens = rule.amount("window_tokens", config.window_tokens, true);
@@ -146,6 +165,9 @@ VAttentionConfig read_vattention(Rule& rule) {
   config.window_tokens = rule.amount("window_tokens", config.window_tokens, true);
   config.top_k = rule.amount("top_k", config.top_k, true);
   config.top_k_by = rule.choice("top_k_by", config.top_k_by, kTopKBys);
+  const std::string by(kTopKBys[static_cast<std::size_t>(config.top_k_by)]);
+  config.page_score =
+      read_bounds(rule, config.page_score, config.top_k_by == TopKBy::kQuest ? "" : "\"top_k_by\": " + in_quotes(by));
   config.group = rule.choice("group", config.group, kGroupScores);
   config.pilot = rule.amount("pilot", config.pilot, false);
   config.verify = rule.choice("verify", config.verify, kVerifies);
@@ -278,28 +300,35 @@ std::string_view name_of(const Names& names, Enum value) {
   return names[static_cast<std::size_t>(value)];
 }
 
+// What pages are scored by, as its two keys.
+std::string describe_score(PageScore score) {
+  const bool int8 = score == PageScore::kMinMaxInt8;
+  return fmt::format("page_score={} bounds={}", int8 ? kPageScores[0] : name_of(kPageScores, score),
+                     kBounds[int8 ? 1 : 0]);
+}
+
 struct Description {
   std::string operator()(const DenseConfig& /*config*/) const { return "dense"; }
   std::string operator()(const QuestConfig& c) const {
-    return fmt::format("quest token_budget={} page_score={} group={} sink_tokens={} window_tokens={}",
-                       c.token_budget.value, name_of(kPageScores, c.page_score), name_of(kGroupScores, c.group),
-                       c.sink_tokens.value, c.window_tokens.value);
+    return fmt::format("quest token_budget={} {} group={} sink_tokens={} window_tokens={}", c.token_budget.value,
+                       describe_score(c.page_score), name_of(kGroupScores, c.group), c.sink_tokens.value,
+                       c.window_tokens.value);
   }
   std::string operator()(const TwilightConfig& c) const {
-    const std::string base = c.dense_base
-                                 ? "base=dense"
-                                 : fmt::format("base=quest base_budget={} page_score={} group={}", c.base_budget.value,
-                                               name_of(kPageScores, c.page_score), name_of(kGroupScores, c.group));
+    const std::string base = c.dense_base ? "base=dense"
+                                          : fmt::format("base=quest base_budget={} {} group={}", c.base_budget.value,
+                                                        describe_score(c.page_score), name_of(kGroupScores, c.group));
     return fmt::format("twilight top_p={} {} scores={} min_tokens={} sink_tokens={} window_tokens={}", c.top_p, base,
                        name_of(kKeySources, c.scores), c.min_tokens, c.sink_tokens.value, c.window_tokens.value);
   }
   std::string operator()(const VAttentionConfig& c) const {
     return fmt::format(
-        "vattention epsilon={} delta={} sink_tokens={} window_tokens={} top_k={} top_k_by={} group={} pilot={} "
+        "vattention epsilon={} delta={} sink_tokens={} window_tokens={} top_k={} top_k_by={}{} group={} pilot={} "
         "verify={} safety={} on_outlier={}{}",
         c.epsilon, c.delta, c.sink_tokens.value, c.window_tokens.value, c.top_k.value, name_of(kTopKBys, c.top_k_by),
-        name_of(kGroupScores, c.group), c.pilot.value, name_of(kVerifies, c.verify), c.safety,
-        name_of(kOnOutliers, c.on_outlier), c.seed < 0 ? "" : fmt::format(" seed={}", c.seed));
+        c.page_score == PageScore::kMinMaxInt8 ? " bounds=int8" : "", name_of(kGroupScores, c.group), c.pilot.value,
+        name_of(kVerifies, c.verify), c.safety, name_of(kOnOutliers, c.on_outlier),
+        c.seed < 0 ? "" : fmt::format(" seed={}", c.seed));
   }
 };
 

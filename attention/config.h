@@ -49,6 +49,7 @@ struct VAttentionConfig {
   Amount window_tokens{128};
   Amount top_k{0.025};  // apart from sink and window
   TopKBy top_k_by = TopKBy::kQuest;
+  PageScore page_score = PageScore::kMinMax;  // by bounds, exact or in 8 bits
   GroupScore group = GroupScore::kMax;
   Amount pilot{512};
   Verify verify = Verify::kOutput;
@@ -67,7 +68,7 @@ struct BackendConfig {
 
 // "dense", "quest", "twilight", "vattention".
 std::string_view backend_name(const BackendConfig& config);
-// The backend with all its settings, as one writes them: "quest token_budget=2048 page_score=min_max ...".
+// The backend with all its settings, as one writes them: "quest token_budget=2048 page_score=min_max bounds=exact ...".
 std::string describe(const BackendConfig& config);
 
 // One entry a layer.

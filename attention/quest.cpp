@@ -77,8 +77,7 @@ class Quest final : public SparseAttention {
 }  // namespace
 
 std::int64_t page_scoring_bytes(PageScore score, const AttentionLimits& limits, int tokens) {
-  const DType dtype = score == PageScore::kMinMax ? limits.dtype : DType::kF32;
-  return std::int64_t{2} * page_count(tokens, limits.shape.page_tokens) * limits.shape.head_dim * dtype_bytes(dtype);
+  return page_count(tokens, limits.shape.page_tokens) * page_facts_bytes(limits.shape.head_dim, limits.dtype, score);
 }
 
 AttentionScratch quest_scratch(const QuestConfig& config, const AttentionLimits& limits) {

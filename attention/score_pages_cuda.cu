@@ -1,9 +1,10 @@
 // Scores of pages on CUDA, and the lists of the best made in the same launch.
 //
 //   scores[s, g, p] = reduce over the group's heads h of  relu(q_h) . high_p - relu(-q_h) . low_p
-//     min_max:  low, high = the page's bounds;  mean_std: mu - sigma, mu + sigma of its keys
+//     min_max:  low, high = the page's bounds, exact or code * scale;  mean_std: mu - sigma, mu + sigma of its keys
 //
-// Shapes: q [seqs, heads, head_dim]; bounds, moments [pages, kv_heads, 2, head_dim]; scores [seqs, kv_heads, pages].
+// Shapes: q [seqs, heads, head_dim]; bounds (exact, or codes with scales [pages, kv_heads, 2, spans] beside them) and
+//   moments [pages, kv_heads, 2, head_dim]; scores [seqs, kv_heads, pages].
 //
 // Bounds (score_bounds): the score is one product over 2 head_dim channels, of a page's row (low, high) with
 //   (min(q, 0), max(q, 0)), which are exact in the 16-bit type: tensor cores take 16 pages by the group's heads, so
@@ -12,14 +13,19 @@
 //   bytes in flight at once: lane 4 r + c reads chunks c, c + 4 ... of eight channels of rows r and r + 8, and holds
 //   the same channels of head r. Those of the next round are read before this one's products; those of the first before
 //   the kernel in front of this one is done, where the piece has no page that the step wrote to.
+// Bounds in 8 bits: the same with half the bytes. Codes of 7 bits and a sign are exact in the 16-bit type, so a chunk
+// is
+//   widened in registers and multiplied as it would be; what the four lanes' chunks make together is one span, whose
+//   scale the product's rows get in fp32.
 // Lists: the block that finishes a list's last piece (a counter, left at zero) chooses its pages at once
 //   (attention/select_list.cuh), while other blocks go on with other lists. Scores are what they are and the choice is
 //   exact, so the order of blocks does not show.
 // Moments (score_moments): eight lanes share a page, a lane takes every eighth chunk of 8 channels over all heads.
 //   Every operation that makes a box is one IEEE operation, as on the CPU: where a variance cancels, both devices keep
 //   the same bits of it.
-// Byte bound: bounds read once, 4 * head_dim bytes a page and KV head (1 / page_tokens of K and V), or moments, twice
-//   that; q, scores and lists beside them.
+// Byte bound: bounds read once, 4 * head_dim bytes a page and KV head (1 / page_tokens of K and V), in 8 bits 17 / 32
+// of
+//   that, or moments, twice that; q, scores and lists beside them.
 // Mapping of fragments: attention/mma.cuh.
 // Source: Tang et al., "Quest", arXiv 2406.10774, Algorithm 1; the split into two plain products, mean_std and the
 //   choice by the last block are ours.
@@ -49,9 +55,12 @@ constexpr int kMaxGroup = 16;
 
 template <typename T>
 struct ScoreArgs {
-  TensorView<const T, 3> q;            // [seqs, heads, head_dim]
-  const T* bounds = nullptr;           // [pages, kv_heads, 2, head_dim]
-  TensorView<const float, 4> moments;  // likewise; one of the two
+  TensorView<const T, 3> q;  // [seqs, heads, head_dim]
+  // One of the three.
+  const T* bounds = nullptr;                // [pages, kv_heads, 2, head_dim]
+  const std::uint8_t* codes = nullptr;      // likewise, of bounds in 8 bits
+  const bf16* scales = nullptr;             // [pages, kv_heads, 2, spans] of the codes
+  TensorView<const float, 4> moments = {};  // [pages, kv_heads, 2, head_dim]
   TensorView<const std::int32_t, 1> kv_len;
   TensorView<const std::int32_t, 2> page_table;
   TensorView<float, 3> scores;
@@ -81,6 +90,82 @@ __device__ uint4 one_sign(uint4 channels, bool high) {
   for (int i = 0; i < 4; ++i) pairs[i] = high ? __hmax2(pairs[i], zero) : __hmin2(pairs[i], zero);
   return channels;
 }
+
+// Eight codes as numbers. A code u + 128 as it is stored is put under the leading digits of a number so large that u
+// counts its units: of 1024 in f16; in bf16, of 8 digits, the upper bit of u is taken apart from the other seven.
+template <typename T>
+__device__ uint4 widen_codes(uint2 stored) {
+  const auto pair_of = [](unsigned word, unsigned selector) {
+    if constexpr (std::is_same_v<T, f16>) {
+      const unsigned pair = __byte_perm(word, 0x64646464U, selector);  // 1024 + u
+      const __half2 code =
+          __hsub2(*reinterpret_cast<const __half2*>(&pair), __float2half2_rn(1024.0F + static_cast<float>(kBoundZero)));
+      return *reinterpret_cast<const unsigned*>(&code);
+    } else {
+      const unsigned pair = __byte_perm(word, 0U, selector);
+      const unsigned low = (pair & 0x007F007FU) | 0x43004300U;     // 128 + u % 128
+      const unsigned above = (~pair & 0x00800080U) | 0x43004300U;  // 128 where u >= 128, or 256
+      const __nv_bfloat162 code =
+          __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&low), *reinterpret_cast<const __nv_bfloat162*>(&above));
+      return *reinterpret_cast<const unsigned*>(&code);
+    }
+  };
+  constexpr unsigned kFirstTwo = 0x4140U;  // bytes 0 and 1 of the word, one of the other operand above each
+  constexpr unsigned kLastTwo = 0x4342U;
+  return {pair_of(stored.x, kFirstTwo), pair_of(stored.x, kLastTwo), pair_of(stored.y, kFirstTwo),
+          pair_of(stored.y, kLastTwo)};
+}
+
+// What a lane reads of its two pages of a round: kChunks times eight channels of each.
+template <typename T, int kChunks, bool kInt8>
+struct PageRows {
+  uint4 chunk[2][kChunks];
+
+  // `row`: of (low, high) of a page and KV head, `channel` of it the lane's first.
+  __device__ void read(const ScoreArgs<T>& args, const std::int64_t (&row)[2], int row_channels, int channel) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const T* from = args.bounds + row[half] * row_channels + channel;
+#pragma unroll
+      for (int i = 0; i < kChunks; ++i) chunk[half][i] = *reinterpret_cast<const uint4*>(from + kBoundSpan * i);
+    }
+  }
+  // d += the chunk's channels, of both pages, times those of the queries.
+  __device__ void multiply(int i, const uint4& query, float (&d)[4]) const {
+    multiply_chunks(chunk[0][i], chunk[1][i], query, d);
+  }
+  __device__ static void multiply_chunks(const uint4& upper, const uint4& lower, const uint4& query, float (&d)[4]) {
+    const unsigned left[4] = {upper.x, lower.x, upper.y, lower.y};
+    const unsigned right[4] = {upper.z, lower.z, upper.w, lower.w};
+    multiply_add<T>(d, left, query.x, query.y);
+    multiply_add<T>(d, right, query.z, query.w);
+  }
+};
+template <typename T, int kChunks>
+struct PageRows<T, kChunks, true> {
+  uint2 chunk[2][kChunks];
+  bf16 scale[2][kChunks];
+
+  __device__ void read(const ScoreArgs<T>& args, const std::int64_t (&row)[2], int row_channels, int channel) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::uint8_t* from = args.codes + row[half] * row_channels + channel;
+      const bf16* scales = args.scales + (row[half] * row_channels + channel) / kBoundSpan;
+#pragma unroll
+      for (int i = 0; i < kChunks; ++i) {
+        chunk[half][i] = *reinterpret_cast<const uint2*>(from + kBoundSpan * i);
+        scale[half][i] = scales[i];
+      }
+    }
+  }
+  __device__ void multiply(int i, const uint4& query, float (&d)[4]) const {
+    float steps[4] = {};
+    PageRows<T, kChunks, false>::multiply_chunks(widen_codes<T>(chunk[0][i]), widen_codes<T>(chunk[1][i]), query,
+                                                 steps);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) d[j] = fmaf(widen(scale[j / 2][i]), steps[j], d[j]);
+  }
+};
 
 // Partial scores of a round: of each part of the channels, page and head. Two, so that a round has one barrier.
 template <int kProducts>
@@ -119,11 +204,11 @@ __device__ void write_scores(const ScoreArgs<T>& args, const Partial<kProducts>&
                                                                            : mean;
 }
 
-template <typename T, int kHeadDim, int kProducts>
+template <typename T, int kHeadDim, int kProducts, bool kInt8>
 __global__ void __launch_bounds__(kSelectThreads, 2) score_bounds(const __grid_constant__ ScoreArgs<T> args) {
   constexpr int kChannels = 2 * kHeadDim / kParts;           // of a warp
   constexpr int kChunks = kChannels / (4 * kChunkElements);  // of a lane
-  constexpr int kRow = 2 * kHeadDim;
+  static_assert(4 * kChunkElements == kBoundSpan && kChannels % kBoundSpan == 0);
   union Shared {
     Partial<kProducts> partial;
     SelectShared select;
@@ -146,17 +231,14 @@ __global__ void __launch_bounds__(kSelectThreads, 2) score_bounds(const __grid_c
   const int row = this_warp() / kParts * kTile + r;  // of a round, and row + 8
   const int channel = part * kChannels + c * kChunkElements;
   const auto page_of = [&](int p) { return args.page_table(s, min(p, end - 1)); };
-  const auto read_rows = [&](const int(&page)[2], uint4(&rows)[2][kChunks]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const T* from = args.bounds + (std::int64_t{page[half]} * args.kv_heads + g) * kRow + channel;
-#pragma unroll
-      for (int i = 0; i < kChunks; ++i) rows[half][i] = *reinterpret_cast<const uint4*>(from + 4 * kChunkElements * i);
-    }
+  const auto read_rows = [&](const int(&page)[2], PageRows<T, kChunks, kInt8>& rows) {
+    const std::int64_t of_heads[2] = {std::int64_t{page[0]} * args.kv_heads + g,
+                                      std::int64_t{page[1]} * args.kv_heads + g};
+    rows.read(args, of_heads, 2 * kHeadDim, channel);
   };
   int page[2] = {page_of(begin + row), page_of(begin + row + 8)};
   if (end == pages) wait_for_previous();  // all pages but the newest are older than the kernel before this one
-  uint4 rows[2][kChunks];
+  PageRows<T, kChunks, kInt8> rows;
   read_rows(page, rows);
   page[0] = page_of(begin + kRoundPages + row);
   page[1] = page_of(begin + kRoundPages + row + 8);
@@ -178,7 +260,7 @@ __global__ void __launch_bounds__(kSelectThreads, 2) score_bounds(const __grid_c
 
   int buffer = 0;
   for (int first = begin; first < end; first += kRoundPages, buffer ^= 1) {
-    uint4 next[2][kChunks] = {};
+    PageRows<T, kChunks, kInt8> next = {};
     if (first + kRoundPages < end) {
       read_rows(page, next);
       page[0] = page_of(first + 2 * kRoundPages + row);
@@ -187,13 +269,8 @@ __global__ void __launch_bounds__(kSelectThreads, 2) score_bounds(const __grid_c
     float d[kProducts][4] = {};
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      const unsigned left[4] = {rows[0][i].x, rows[1][i].x, rows[0][i].y, rows[1][i].y};
-      const unsigned right[4] = {rows[0][i].z, rows[1][i].z, rows[0][i].w, rows[1][i].w};
 #pragma unroll
-      for (int m = 0; m < kProducts; ++m) {
-        multiply_add<T>(d[m], left, query[m][i].x, query[m][i].y);
-        multiply_add<T>(d[m], right, query[m][i].z, query[m][i].w);
-      }
+      for (int m = 0; m < kProducts; ++m) rows.multiply(i, query[m][i], d[m]);
     }
 #pragma unroll
     for (int m = 0; m < kProducts; ++m) {
@@ -203,11 +280,7 @@ __global__ void __launch_bounds__(kSelectThreads, 2) score_bounds(const __grid_c
     }
     __syncthreads();
     write_scores<T, kProducts>(args, partial, buffer, s, g, first, end);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = 0; i < kChunks; ++i) rows[half][i] = next[half][i];
-    }
+    rows = next;
   }
 
   if (args.tickets.data() == nullptr) return;
@@ -301,7 +374,7 @@ __global__ void __launch_bounds__(kMomentThreads) score_moments(const __grid_con
   }
 }
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kInt8>
 void launch_bounds(const Exec& exec, ScoreArgs<T> args, int seqs) {
   // About twice as many pieces as the device runs side by side: the first lists are chosen while the last are scored.
   const auto lists = std::int64_t{args.kv_heads} * seqs;
@@ -309,7 +382,8 @@ void launch_bounds(const Exec& exec, ScoreArgs<T> args, int seqs) {
   const std::int64_t together = std::int64_t{4} * multiprocessor_count();
   const std::int64_t of_piece = std::clamp<std::int64_t>((lists * rounds + together - 1) / together, 1, kMaxRounds);
   args.piece_pages = static_cast<int>(of_piece) * kRoundPages;
-  launch("score_bounds", args.group <= kColumns ? score_bounds<T, kHeadDim, 1> : score_bounds<T, kHeadDim, 2>,
+  launch("score_bounds",
+         args.group <= kColumns ? score_bounds<T, kHeadDim, 1, kInt8> : score_bounds<T, kHeadDim, 2, kInt8>,
          {.grid = dim3(static_cast<unsigned>((rounds + of_piece - 1) / of_piece), static_cast<unsigned>(args.kv_heads),
                        static_cast<unsigned>(seqs)),
           .block = dim3(kSelectThreads),
@@ -331,10 +405,17 @@ ScoreArgs<T> score_args(const AttentionShape& shape, const TensorRef& q, const L
                         PageScore page_score, GroupScore group_score, DenseLimit dense, TensorView<float, 3> scores) {
   ScoreArgs<T> args;
   args.q = TensorView<const T, 3>(static_cast<const T*>(q.data), q.shape[0], shape.heads, shape.head_dim);
-  if (page_score == PageScore::kMinMax) {
-    args.bounds = static_cast<const T*>(kv.bounds.data);
-  } else {
-    args.moments = kv.moments.as<const float, 4>();
+  switch (page_score) {
+    case PageScore::kMinMax:
+      args.bounds = static_cast<const T*>(kv.bounds.data);
+      break;
+    case PageScore::kMeanStd:
+      args.moments = kv.moments.as<const float, 4>();
+      break;
+    case PageScore::kMinMaxInt8:
+      args.codes = static_cast<const std::uint8_t*>(kv.int8_bounds.data);
+      args.scales = static_cast<const bf16*>(kv.int8_scales.data);
+      break;
   }
   args.kv_len = batch.kv_len;
   args.page_table = batch.page_table;
@@ -351,7 +432,10 @@ template <typename T>
 void launch_scores(const Exec& exec, const AttentionShape& shape, const ScoreArgs<T>& args, int seqs) {
   const bool wide = shape.head_dim == 128;
   if (args.bounds != nullptr) {
-    return wide ? launch_bounds<T, 128>(exec, args, seqs) : launch_bounds<T, 64>(exec, args, seqs);
+    return wide ? launch_bounds<T, 128, false>(exec, args, seqs) : launch_bounds<T, 64, false>(exec, args, seqs);
+  }
+  if (args.codes != nullptr) {
+    return wide ? launch_bounds<T, 128, true>(exec, args, seqs) : launch_bounds<T, 64, true>(exec, args, seqs);
   }
   return wide ? launch_moments<T, 128>(exec, args, seqs) : launch_moments<T, 64>(exec, args, seqs);
 }
@@ -371,14 +455,15 @@ void score_pages(const Exec& exec, const AttentionShape& shape, const TensorRef&
 }
 
 void choose_pages(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                  const Batch& batch, GroupScore group_score, const PageBudget& budget, DenseLimit dense,
-                  const PageScratch& scratch, const Selection& pages) {
+                  const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
+                  DenseLimit dense, const PageScratch& scratch, const Selection& pages) {
   check_attention_shape(shape);
+  assert(page_score != PageScore::kMeanStd);
   assert(q.dtype == kv.k.dtype && q.shape[1] == std::int64_t{shape.heads} * shape.head_dim);
   if (batch.seqs == 0) return;
   dispatch_16bit(kv.k.dtype, "choosing pages on CUDA", [&](auto element) {
     using T = decltype(element);
-    ScoreArgs<T> args = score_args<T>(shape, q, kv, batch, PageScore::kMinMax, group_score, dense, scratch.scores);
+    ScoreArgs<T> args = score_args<T>(shape, q, kv, batch, page_score, group_score, dense, scratch.scores);
     args.select = {.scores = scratch.scores, .budget = budget, .pages = pages};
     args.tickets = scratch.tickets;
     launch_scores(exec, shape, args, batch.seqs);

@@ -23,21 +23,27 @@ void choose_pages(const Exec& exec, const AttentionShape& shape, const TensorRef
                   const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
                   DenseLimit dense, const PageScratch& scratch, const Selection& pages) {
   if constexpr (kHaveCuda) {
-    if (exec.on_cuda() && page_score == PageScore::kMinMax) {
+    if (exec.on_cuda() && page_score != PageScore::kMeanStd) {
       assert(has_room_for_pages(shape, batch, scratch.scores.shape(2)));
-      return cuda::choose_pages(exec, shape, q, kv, batch, group_score, budget, dense, scratch, pages);
+      return cuda::choose_pages(exec, shape, q, kv, batch, page_score, group_score, budget, dense, scratch, pages);
     }
   }
   score_pages(exec, shape, q, kv, batch, page_score, group_score, dense, scratch.scores);
   select_pages(exec, shape, batch, scratch.scores, budget, dense, pages);
 }
 
+std::int64_t page_facts_bytes(int head_dim, DType dtype, PageScore page_score) {
+  const KvShape shape{.kv_heads = 1, .head_dim = head_dim, .dtype = dtype};
+  return shape.side_table_bytes({.page_bounds = page_score == PageScore::kMinMax,
+                                 .int8_bounds = page_score == PageScore::kMinMaxInt8,
+                                 .page_moments = page_score == PageScore::kMeanStd});
+}
+
 Cost score_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_score, std::int64_t seqs,
                       std::int64_t pages) {
-  const std::int64_t element = page_score == PageScore::kMinMax ? dtype_bytes(dtype) : 4;
-  const std::int64_t rows = pages * shape.kv_heads;
-  const std::int64_t row_bytes = std::int64_t{2} * shape.head_dim * element + 4;
-  return {.bytes = rows * row_bytes + seqs * shape.heads * shape.head_dim * dtype_bytes(dtype),
+  const std::int64_t score_bytes = 4;
+  const std::int64_t page_bytes = page_facts_bytes(shape.head_dim, dtype, page_score) + score_bytes;
+  return {.bytes = pages * shape.kv_heads * page_bytes + seqs * shape.heads * shape.head_dim * dtype_bytes(dtype),
           .flops = 4 * pages * shape.heads * shape.head_dim};
 }
 

@@ -12,7 +12,8 @@ enum class GroupScore : std::uint8_t { kMax, kSum, kMean };
 
 // min_max: sum_d max(q_d M_d, q_d m_d), the largest that q . k can be for a key of the page (needs page bounds).
 // mean_std: sum_d q_d mu_d + |q_d| sigma_d over the page's tokens (needs page moments).
-enum class PageScore : std::uint8_t { kMinMax, kMeanStd };
+// min_max_int8: min_max of the bounds in 8 bits, never less than of the bounds themselves (needs those).
+enum class PageScore : std::uint8_t { kMinMax, kMeanStd, kMinMaxInt8 };
 
 // scores(s, g, p) for every page p of a sequence, in fp32, unscaled; pages behind the end are not written.
 //   q      [seqs, heads * head_dim], dtype of the cache
@@ -36,7 +37,7 @@ void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& ba
                   const PageBudget& budget, DenseLimit dense, const Selection& pages);
 
 // Both in one: scores as score_pages leaves them, and the lists of select_pages from them. One launch on CUDA where
-// pages are scored by their bounds.
+// pages are scored by their bounds, in whatever bits.
 struct PageScratch {
   TensorView<float, 3> scores;          // [seqs, kv_heads, page capacity]
   TensorView<std::int32_t, 2> tickets;  // [seqs, kv_heads] counters, CUDA only: all zero before and after
@@ -45,7 +46,10 @@ void choose_pages(const Exec& exec, const AttentionShape& shape, const TensorRef
                   const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
                   DenseLimit dense, const PageScratch& scratch, const Selection& pages);
 
-// `pages`: of all sequences. Two table rows a page and KV head, one score.
+// Bytes of what a page is scored by, of one KV head: two table rows, with their scales.
+std::int64_t page_facts_bytes(int head_dim, DType dtype, PageScore page_score);
+
+// `pages`: of all sequences. What a page is scored by for each KV head, one score.
 Cost score_pages_cost(const AttentionShape& shape, DType dtype, PageScore page_score, std::int64_t seqs,
                       std::int64_t pages);
 // Every score once, every entry of a list once; `kept`: entries of all lists.
@@ -66,10 +70,10 @@ void score_pages(const Exec& exec, const AttentionShape& shape, const TensorRef&
                  TensorView<float, 3> scores);
 void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                   const PageBudget& budget, DenseLimit dense, const Selection& pages);
-// By page bounds.
+// By page bounds, in whatever bits.
 void choose_pages(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                  const Batch& batch, GroupScore group_score, const PageBudget& budget, DenseLimit dense,
-                  const PageScratch& scratch, const Selection& pages);
+                  const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
+                  DenseLimit dense, const PageScratch& scratch, const Selection& pages);
 }  // namespace cuda
 
 }  // namespace vesper

@@ -1,8 +1,9 @@
 // Quest's selector on the CPU; see attention/select_pages.h.
 //
-// Both page scores are the largest that q . k can be for k in a box [low_d, high_d]: of the page's keys themselves
-// (min_max), or of one standard deviation around their mean (mean_std: q mu + |q| sigma is q (mu + sigma) where q > 0
-// and q (mu - sigma) where q < 0). So score = relu(q) . high - relu(-q) . low.
+// Every page score is the largest that q . k can be for k in a box [low_d, high_d]: of the page's keys themselves
+// (min_max; with int8 bounds a box of whole steps around that one), or of one standard deviation around their mean
+// (mean_std: q mu + |q| sigma is q (mu + sigma) where q > 0 and q (mu - sigma) where q < 0). So score = relu(q) . high
+// - relu(-q) . low.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -21,17 +22,45 @@ constexpr std::size_t kLanes = 8;  // partial sums side by side, which the compi
 
 // What the boxes of pages are made from; one page and KV head at a time.
 struct Boxes {
-  TensorView<const float, 4> table;  // bounds, or moments where `of_moments`
-  bool of_moments = false;
+  const LayerKv& kv;
+  PageScore page_score;
 
   void read(std::int64_t page, std::int64_t g, int lines, std::vector<float>& low, std::vector<float>& high) const {
-    const float* first = &table(page, g, 0, 0);
-    const float* second = &table(page, g, 1, 0);
-    if (!of_moments) {
-      low.assign(first, first + low.size());
-      high.assign(second, second + high.size());
-      return;
+    switch (page_score) {
+      case PageScore::kMinMax:
+        return read_bounds(page, g, low, high);
+      case PageScore::kMeanStd:
+        return read_moments(page, g, lines, low, high);
+      case PageScore::kMinMaxInt8:
+        return read_int8_bounds(page, g, low, high);
     }
+  }
+
+ private:
+  void read_bounds(std::int64_t page, std::int64_t g, std::vector<float>& low, std::vector<float>& high) const {
+    const auto bounds = kv.bounds.as<const float, 4>();
+    std::copy_n(&bounds(page, g, 0, 0), low.size(), low.begin());
+    std::copy_n(&bounds(page, g, 1, 0), high.size(), high.begin());
+  }
+
+  void read_int8_bounds(std::int64_t page, std::int64_t g, std::vector<float>& low, std::vector<float>& high) const {
+    const auto codes = kv.int8_bounds.as<const std::uint8_t, 4>();
+    const auto scales = kv.int8_scales.as<const bf16, 4>();
+    for (std::size_t d = 0; d < low.size(); ++d) {
+      const auto value = [&](int side) {
+        const int code = codes(page, g, side, d) - kBoundZero;
+        return static_cast<float>(code) * to_float(scales(page, g, side, d / kBoundSpan));
+      };
+      low[d] = value(0);
+      high[d] = value(1);
+    }
+  }
+
+  void read_moments(std::int64_t page, std::int64_t g, int lines, std::vector<float>& low,
+                    std::vector<float>& high) const {
+    const auto moments = kv.moments.as<const float, 4>();
+    const float* first = &moments(page, g, 0, 0);
+    const float* second = &moments(page, g, 1, 0);
     const float per_line = 1.0F / static_cast<float>(lines);
     for (std::size_t d = 0; d < low.size(); ++d) {
       const float mean = first[d] * per_line;
@@ -79,8 +108,7 @@ float group_score_of(GroupScore group_score, const float* q, int group, const st
 
 void score_pages(const AttentionShape& shape, TensorView<const float, 2> q, const LayerKv& kv, const Batch& batch,
                  PageScore page_score, GroupScore group_score, DenseLimit dense, TensorView<float, 3> scores) {
-  const bool of_moments = page_score == PageScore::kMeanStd;
-  const Boxes boxes{.table = (of_moments ? kv.moments : kv.bounds).as<const float, 4>(), .of_moments = of_moments};
+  const Boxes boxes{.kv = kv, .page_score = page_score};
   const auto head_dim = static_cast<std::size_t>(shape.head_dim);
   const std::int64_t capacity = scores.shape(2);
 

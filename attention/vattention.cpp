@@ -83,9 +83,9 @@ class VAttention final : public SparseAttention {
     const std::int64_t pages = pages_of(batch);
     if (config_.top_k_by == TopKBy::kQuest) {
       layer.begin_stage(exec, "score", [=, this, seqs = batch.seqs] {
-        return score_pages_cost(limits().shape, limits().dtype, PageScore::kMinMax, seqs, pages);
+        return score_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages);
       });
-      score_pages(exec, shape, q, layer.kv, batch, PageScore::kMinMax, config_.group, dense_limit(),
+      score_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, dense_limit(),
                   scratch_.page_scores);
       scores.of_pages = scratch_.page_scores;
     } else if (config_.top_k_by != TopKBy::kNone) {
@@ -122,7 +122,7 @@ class VAttention final : public SparseAttention {
   [[nodiscard]] std::int64_t scoring_bytes(int tokens) const override {
     switch (config_.top_k_by) {
       case TopKBy::kQuest:
-        return page_scoring_bytes(PageScore::kMinMax, limits(), tokens);
+        return page_scoring_bytes(config_.page_score, limits(), tokens);
       case TopKBy::kInt4:
         return token_scoring_bytes(KeySource::kInt4, limits(), tokens);
       case TopKBy::kOracle:

@@ -38,6 +38,10 @@ Placement place(const KvShape& shape, std::int64_t pages, std::span<const SideTa
   for (std::size_t l = 0; l < side_tables.size(); ++l) {
     LayerKv& layer = placed.layers[l];
     if (side_tables[l].page_bounds) put_aligned(layer.bounds, shape.dtype, 2, shape.head_dim);
+    if (side_tables[l].int8_bounds) {
+      put_aligned(layer.int8_bounds, DType::kU8, 2, shape.head_dim);
+      put_aligned(layer.int8_scales, DType::kBf16, 2, bound_spans(shape.head_dim));
+    }
     if (side_tables[l].page_moments) put_aligned(layer.moments, DType::kF32, 2, shape.head_dim);
     if (side_tables[l].int4_keys) {
       put_aligned(layer.int4, DType::kU8, shape.page_tokens, shape.head_dim / 2);

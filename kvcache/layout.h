@@ -11,10 +11,18 @@ namespace vesper {
 // Facts about stored keys that a cache keeps for a layer besides K and V (kvcache/side_tables.h).
 struct SideTables {
   bool page_bounds = false;
+  bool int8_bounds = false;
   bool page_moments = false;
   bool int4_keys = false;
   bool operator==(const SideTables&) const = default;
 };
+
+// Page bounds in 8 bits (kvcache/side_tables.h).
+inline constexpr int kBoundSpan = 32;   // neighbouring channels that share a scale
+inline constexpr int kBoundZero = 128;  // a code of 0 as it is stored
+constexpr std::int64_t bound_spans(std::int64_t head_dim) {
+  return (head_dim + kBoundSpan - 1) / kBoundSpan;
+}
 
 // The sizes of a cache; all counts, `dtype` is that of K and V (f32 on the CPU, the checkpoint's 16-bit type on CUDA).
 struct KvShape {
@@ -32,6 +40,7 @@ struct KvShape {
   [[nodiscard]] std::int64_t side_table_bytes(const SideTables& tables) const {
     std::int64_t bytes = 0;  // of a KV head
     if (tables.page_bounds) bytes += std::int64_t{2} * head_dim * dtype_bytes(dtype);
+    if (tables.int8_bounds) bytes += 2 * (head_dim + bound_spans(head_dim) * dtype_bytes(DType::kBf16));
     if (tables.page_moments) bytes += std::int64_t{2} * head_dim * dtype_bytes(DType::kF32);
     if (tables.int4_keys) bytes += page_tokens * (head_dim / 2 + 2 * dtype_bytes(DType::kF16));
     return kv_heads * bytes;
@@ -52,6 +61,8 @@ struct LayerKv {
   TensorRef k;                 // [pages, kv_heads, page_tokens, head_dim], each tile in the order of tile_offset
   TensorRef v;                 // likewise
   TensorRef bounds = {};       // [pages, kv_heads, {min, max}, head_dim], K's dtype
+  TensorRef int8_bounds = {};  // [pages, kv_heads, {min, max}, head_dim] u8
+  TensorRef int8_scales = {};  // [pages, kv_heads, {min, max}, bound_spans(head_dim)] bf16
   TensorRef moments = {};      // [pages, kv_heads, {sum, sum of squares}, head_dim] f32
   TensorRef int4 = {};         // [pages, kv_heads, page_tokens, head_dim / 2] u8
   TensorRef int4_params = {};  // [pages, kv_heads, page_tokens, {scale, zero}] f16

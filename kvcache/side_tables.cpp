@@ -3,7 +3,10 @@
 namespace vesper {
 
 void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv) {
-  if (kv.bounds.data == nullptr && kv.moments.data == nullptr && kv.int4.data == nullptr) return;
+  if (kv.bounds.data == nullptr && kv.int8_bounds.data == nullptr && kv.moments.data == nullptr &&
+      kv.int4.data == nullptr) {
+    return;
+  }
   if constexpr (kHaveCuda) {
     if (exec.on_cuda()) return cuda::update_side_tables(exec, batch, kv);
   }

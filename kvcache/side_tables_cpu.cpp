@@ -1,7 +1,9 @@
 // The side tables on the CPU, a page and KV head at a time; see kvcache/side_tables.h.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "engine/core/parallel.h"
 #include "kvcache/side_tables.h"
@@ -25,6 +27,46 @@ void write_bounds(const PageKeys& keys, float* least, float* largest) {
       const float key = keys.at(t, d);
       if (key < least[d]) least[d] = key;
       if (key > largest[d]) largest[d] = key;
+    }
+  }
+}
+
+// The least scale whose 127-fold reaches `magnitude`.
+bf16 bound_scale(float magnitude) {
+  bf16 scale{static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(magnitude / 127.0F) >> 16)};
+  while (127.0F * to_float(scale) < magnitude) ++scale.bits;
+  return scale;
+}
+
+// The least number of steps that reaches `bound`; the quotient may have been rounded down to a whole number.
+int steps_up(float bound, float scale) {
+  if (scale == 0.0F) return 0;
+  float steps = std::ceil(bound / scale);
+  if (steps * scale < bound) steps += 1.0F;
+  return static_cast<int>(std::fmax(std::fmin(steps, 127.0F), -127.0F));
+}
+
+// Bounds in 8 bits, all spans of both sides.
+void write_int8_bounds(const std::vector<float>& least, const std::vector<float>& largest, std::uint8_t* codes,
+                       bf16* scales) {
+  const auto head_dim = static_cast<int>(least.size());
+  const auto spans = static_cast<int>(bound_spans(head_dim));
+  for (int span = 0; span < spans; ++span) {
+    const int begin = span * kBoundSpan;
+    const int end = std::min(begin + kBoundSpan, head_dim);
+    float below = 0.0F;
+    float above = 0.0F;
+    for (int d = begin; d < end; ++d) {
+      below = std::fmax(below, std::abs(least[static_cast<std::size_t>(d)]));
+      above = std::fmax(above, std::abs(largest[static_cast<std::size_t>(d)]));
+    }
+    scales[span] = bound_scale(below);
+    scales[spans + span] = bound_scale(above);
+    for (int d = begin; d < end; ++d) {
+      const int down = -steps_up(-least[static_cast<std::size_t>(d)], to_float(scales[span]));
+      const int up = steps_up(largest[static_cast<std::size_t>(d)], to_float(scales[spans + span]));
+      codes[d] = static_cast<std::uint8_t>(down + kBoundZero);
+      codes[head_dim + d] = static_cast<std::uint8_t>(up + kBoundZero);
     }
   }
 }
@@ -75,6 +117,8 @@ void update_side_tables(const Batch& batch, const LayerKv& kv) {
   const std::int64_t seq_pages = (batch.max_query_tokens + page_tokens - 2) / page_tokens + 1;
 
   parallel_for(batch.seqs * seq_pages * kv_heads, 8, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> least(static_cast<std::size_t>(head_dim));
+    std::vector<float> largest(static_cast<std::size_t>(head_dim));
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t g = i % kv_heads;
       const std::int64_t s = i / kv_heads / seq_pages;
@@ -91,6 +135,12 @@ void update_side_tables(const Batch& batch, const LayerKv& kv) {
       if (kv.bounds.data != nullptr) {
         const auto bounds = kv.bounds.as<float, 4>();
         write_bounds(keys, &bounds(page, g, 0, 0), &bounds(page, g, 1, 0));
+      }
+      if (kv.int8_bounds.data != nullptr) {
+        const auto codes = kv.int8_bounds.as<std::uint8_t, 4>();
+        const auto scales = kv.int8_scales.as<bf16, 4>();
+        write_bounds(keys, least.data(), largest.data());
+        write_int8_bounds(least, largest, &codes(page, g, 0, 0), &scales(page, g, 0, 0));
       }
       if (kv.moments.data != nullptr) {
         const auto moments = kv.moments.as<float, 4>();

@@ -1,14 +1,16 @@
 // The side tables on CUDA: page bounds, page moments and int4 keys of the pages that a step wrote to, rebuilt from the
 // stored keys.
 //
-//   bounds   least, largest key a channel;  moments  sum k, sum k^2 a channel, in the order of the lines
+//   bounds   least, largest key a channel, also in 8 bits outward: scale = least bf16 with 127 scale >= |bounds| of 32
+//            channels, code = whole steps of it, down for the least, up for the largest
+//   moments  sum k, sum k^2 a channel, in the order of the lines
 //   int4     zero = f16(min), scale = f16((max - zero) / 15), code = round((k - zero) / scale) in 0 ... 15, a line each
 //
 // Shapes: K [pages, kv_heads, page_tokens, head_dim] in tile order (kvcache/layout.h); tables as in
 //   kvcache/side_tables.h. Any head_dim that the append pass takes, a multiple of 16.
 // Mapping: grid (kv_heads, pages that one sequence's tokens can touch, seqs); a block whose page holds none of them
-//   leaves. Bounds and moments: a thread a channel, down the lines, so that sums have the CPU's order. Int4: a warp a
-//   line, a lane every 32nd pair of channels.
+//   leaves. Bounds and moments: a thread a channel, down the lines, so that sums have the CPU's order; a warp's 32
+//   channels are those of one scale. Int4: a warp a line, a lane every 32nd pair of channels.
 // Every operation is one IEEE operation, as on the CPU, so both devices write the same bits for the same keys.
 // A decode step rebuilds one page a KV head: its time is that of one load after another, so all lines of a tile are
 //   read at once and no warp has a second line of a page of 16.
@@ -33,10 +35,12 @@ template <typename T>
 struct SideArgs {
   TensorView<const T, 4> k;  // [pages, kv_heads, page_tokens, head_dim] tiles
   // Those that are not wanted have no data.
-  TensorView<T, 4> bounds;           // [pages, kv_heads, 2, head_dim]
-  TensorView<float, 4> moments;      // likewise
-  TensorView<std::uint8_t, 4> int4;  // [pages, kv_heads, page_tokens, head_dim / 2]
-  TensorView<f16, 4> int4_params;    // [pages, kv_heads, page_tokens, {scale, zero}]
+  TensorView<T, 4> bounds;                  // [pages, kv_heads, 2, head_dim]
+  TensorView<std::uint8_t, 4> int8_bounds;  // likewise
+  TensorView<bf16, 4> int8_scales;          // [pages, kv_heads, 2, spans]
+  TensorView<float, 4> moments;             // [pages, kv_heads, 2, head_dim]
+  TensorView<std::uint8_t, 4> int4;         // [pages, kv_heads, page_tokens, head_dim / 2]
+  TensorView<f16, 4> int4_params;           // [pages, kv_heads, page_tokens, {scale, zero}]
   TensorView<const std::int32_t, 1> positions;
   TensorView<const std::int32_t, 1> query_start;
   TensorView<const std::int32_t, 1> kv_len;
@@ -55,9 +59,50 @@ __device__ unsigned code_of(float key, float scale, float zero) {
   return steps > 0.0F ? static_cast<unsigned>(fminf(steps, 15.0F)) : 0U;
 }
 
+__device__ float warp_largest(float x) {
+#pragma unroll
+  for (int step = kWarpThreads / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
+  return x;
+}
+
+// The least scale whose 127-fold reaches `magnitude`.
+__device__ bf16 bound_scale(float magnitude) {
+  bf16 scale{static_cast<std::uint16_t>(__float_as_uint(__fdiv_rn(magnitude, 127.0F)) >> 16)};
+  while (__fmul_rn(127.0F, widen(scale)) < magnitude) ++scale.bits;
+  return scale;
+}
+
+// The least number of steps that reaches `bound`; the quotient may have been rounded down to a whole number.
+__device__ int steps_up(float bound, float scale) {
+  if (scale == 0.0F) return 0;
+  float steps = ceilf(__fdiv_rn(bound, scale));
+  if (__fmul_rn(steps, scale) < bound) steps = __fadd_rn(steps, 1.0F);
+  return static_cast<int>(fmaxf(fminf(steps, 127.0F), -127.0F));
+}
+
+// A warp writes one span in 8 bits, a lane its channel d; lanes behind the last channel hold bounds of zero.
+template <typename T>
+__device__ void write_span(const SideArgs<T>& args, float least, float largest, int head_dim, int page, int g, int d) {
+  const bf16 below = bound_scale(warp_largest(fabsf(least)));
+  const bf16 above = bound_scale(warp_largest(fabsf(largest)));
+  if (d >= head_dim) return;
+  args.int8_bounds(page, g, 0, d) = static_cast<std::uint8_t>(kBoundZero - steps_up(-least, widen(below)));
+  args.int8_bounds(page, g, 1, d) = static_cast<std::uint8_t>(kBoundZero + steps_up(largest, widen(above)));
+  if (d % kBoundSpan != 0) return;
+  args.int8_scales(page, g, 0, d / kBoundSpan) = below;
+  args.int8_scales(page, g, 1, d / kBoundSpan) = above;
+}
+
+// A channel's least and largest key.
+struct Range {
+  float least = 0.0F;
+  float largest = 0.0F;
+};
+
 // Bounds and moments of channel d over the first `lines` lines of a tile, kAtOnce of them in flight.
 template <typename T>
-__device__ void write_channel(const SideArgs<T>& args, const T* tile, int lines, int head_dim, int page, int g, int d) {
+__device__ Range write_channel(const SideArgs<T>& args, const T* tile, int lines, int head_dim, int page, int g,
+                               int d) {
   constexpr int kAtOnce = 16;
   T least = {};
   T largest = {};
@@ -86,6 +131,7 @@ __device__ void write_channel(const SideArgs<T>& args, const T* tile, int lines,
     args.moments(page, g, 0, d) = sum;
     args.moments(page, g, 1, d) = squares;
   }
+  return {widen(least), widen(largest)};
 }
 
 // One line in four bits a channel, by one warp. A zero is added to the extremes because of -0: which of +0 and -0 is
@@ -135,9 +181,14 @@ __global__ void __launch_bounds__(kThreads) rebuild_side_tables(const __grid_con
   const int lines = min(page_tokens, args.kv_len(s) - p * page_tokens);
   wait_for_previous();
   const T* tile = &args.k(page, g, 0, 0);
-  if (args.bounds.data() != nullptr || args.moments.data() != nullptr) {
-    for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kThreads) {
-      write_channel(args, tile, lines, head_dim, page, g, d);
+  const bool in_int8 = args.int8_bounds.data() != nullptr;
+  if (args.bounds.data() != nullptr || args.moments.data() != nullptr || in_int8) {
+    static_assert(kBoundSpan == kWarpThreads);
+    const int lanes_end = (head_dim + kWarpThreads - 1) / kWarpThreads * kWarpThreads;  // whole warps
+    for (int d = static_cast<int>(threadIdx.x); d < lanes_end; d += kThreads) {
+      Range range;
+      if (d < head_dim) range = write_channel(args, tile, lines, head_dim, page, g, d);
+      if (in_int8) write_span(args, range.least, range.largest, head_dim, page, g, d);
     }
   }
   if (args.int4.data() != nullptr) {
@@ -157,6 +208,10 @@ void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv)
     SideArgs<T> args;
     args.k = kv.k.as<const T, 4>();
     if (kv.bounds.data != nullptr) args.bounds = kv.bounds.as<T, 4>();
+    if (kv.int8_bounds.data != nullptr) {
+      args.int8_bounds = kv.int8_bounds.as<std::uint8_t, 4>();
+      args.int8_scales = kv.int8_scales.as<bf16, 4>();
+    }
     if (kv.moments.data != nullptr) args.moments = kv.moments.as<float, 4>();
     if (kv.int4.data != nullptr) {
       args.int4 = kv.int4.as<std::uint8_t, 4>();

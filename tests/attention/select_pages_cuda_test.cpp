@@ -24,6 +24,16 @@ struct Case {
   }
 };
 
+// Of all channels of the page and KV head that element `at` of the bounds, one of its least keys, belongs to.
+double largest_bound(const SideTensors& tables, std::size_t at, int head_dim) {
+  const std::size_t begin = at - at % static_cast<std::size_t>(2 * head_dim);
+  double largest = 0.0;
+  for (std::size_t i = begin; i < begin + static_cast<std::size_t>(2 * head_dim); ++i) {
+    largest = std::max(largest, std::abs(static_cast<double>(tables.bounds[i])));
+  }
+  return largest;
+}
+
 // Both devices read the same boxes, so only the order of summation differs: twice the bound of a sum of 2 head_dim
 // products, a head, then of the group's scores.
 double score_bound(const SideTensors& tables, const Case& c, PageScore page_score, GroupScore group_score,
@@ -37,8 +47,10 @@ double score_bound(const SideTensors& tables, const Case& c, PageScore page_scor
       const auto at = static_cast<std::size_t>(((page * c.kv_heads + g) * 2) * c.head_dim + d);
       const auto next = at + static_cast<std::size_t>(c.head_dim);
       // Of the larger side of the box: sqrt(sum of squares / n) is at least |mean| and at least the deviation.
-      const double side = page_score == PageScore::kMinMax
-                              ? std::max(std::abs(tables.bounds[at]), std::abs(tables.bounds[next]))
+      // In 8 bits a bound grows by less than a step, and the largest of a span has 126 of them or more.
+      const double step = page_score == PageScore::kMinMaxInt8 ? largest_bound(tables, at, c.head_dim) / 126.0 : 0.0;
+      const double side = page_score != PageScore::kMeanStd
+                              ? std::max(std::abs(tables.bounds[at]), std::abs(tables.bounds[next])) + step
                               : 2.0 * std::sqrt(static_cast<double>(tables.moments[next]) / lines);
       magnitudes += std::abs(q[h * c.head_dim + d]) * side;
     }
@@ -78,13 +90,17 @@ void check_scores(const Case& c, const std::vector<int>& lengths, DenseLimit den
   const std::int64_t pages = ragged.pages;
   const Buffer device_q = upload_as<T>(stream, q);
   const Buffer bounds = upload_as<T>(stream, tables.bounds);
+  const Buffer int8_bounds = upload(stream, tables.int8_bounds);
+  const Buffer int8_scales = upload(stream, tables.int8_scales);
   const Buffer moments = upload(stream, tables.moments);
   const DeviceBatch device(stream, ragged);
   LayerKv device_kv{.k = tensor_ref(nullptr, dtype, pages, c.kv_heads, c.page_tokens, c.head_dim), .v = {}};
   device_kv.bounds = bounds.ref(dtype, pages, c.kv_heads, 2, c.head_dim);
+  device_kv.int8_bounds = int8_bounds.ref(DType::kU8, pages, c.kv_heads, 2, c.head_dim);
+  device_kv.int8_scales = int8_scales.ref(DType::kBf16, pages, c.kv_heads, 2, bound_spans(c.head_dim));
   device_kv.moments = moments.ref(DType::kF32, pages, c.kv_heads, 2, c.head_dim);
 
-  for (const PageScore page_score : {PageScore::kMinMax, PageScore::kMeanStd}) {
+  for (const PageScore page_score : {PageScore::kMinMax, PageScore::kMeanStd, PageScore::kMinMaxInt8}) {
     for (const GroupScore group_score : {GroupScore::kMax, GroupScore::kSum, GroupScore::kMean}) {
       std::vector<float> truth = poison;
       cpu::score_pages(c.shape(), TensorView<const float, 2>(q.data(), batch.seqs, c.heads * c.head_dim), kv, batch,
@@ -136,9 +152,15 @@ void check_choice(const Case& c, const std::vector<int>& lengths, DenseLimit den
   const DType dtype = DTypeOf<T>::value;
   const auto elements = static_cast<std::size_t>(ragged.pages) * static_cast<std::size_t>(2 * c.kv_heads * c.head_dim);
   const Buffer bounds = upload_as<T>(stream, random_floats(random, elements));
+  std::vector<std::uint8_t> codes(elements);
+  std::generate(codes.begin(), codes.end(), [&] { return static_cast<std::uint8_t>(1 + random() % 255); });
+  const Buffer int8_bounds = upload(stream, codes);
+  const Buffer int8_scales = upload_as<bf16>(stream, random_floats(random, elements / kBoundSpan, 0.0F, 1.0F));
   const Buffer q = upload_as<T>(stream, random_floats(random, static_cast<std::size_t>(seqs * c.heads * c.head_dim)));
   LayerKv kv{.k = tensor_ref(nullptr, dtype, ragged.pages, c.kv_heads, c.page_tokens, c.head_dim), .v = {}};
   kv.bounds = bounds.ref(dtype, ragged.pages, c.kv_heads, 2, c.head_dim);
+  kv.int8_bounds = int8_bounds.ref(DType::kU8, ragged.pages, c.kv_heads, 2, c.head_dim);
+  kv.int8_scales = int8_scales.ref(DType::kBf16, ragged.pages, c.kv_heads, 2, bound_spans(c.head_dim));
   const TensorRef queries = q.ref(dtype, seqs, c.heads * c.head_dim);
   const std::vector<std::int32_t> zeros(static_cast<std::size_t>(seqs * c.kv_heads), 0);
   const Buffer tickets = upload(stream, zeros);
@@ -165,19 +187,21 @@ void check_choice(const Case& c, const std::vector<int>& lengths, DenseLimit den
                  download<std::int32_t>(stream, count, lists.count.size()),
                  download<std::int32_t>(stream, tail_begin, lists.tail_begin.size())};
   };
-  for (const PageBudget& budget : kBudgets) {
+  const auto check_budget = [&](const PageBudget& budget, PageScore page_score) {
     const Found composed = run([&](const TensorView<float, 3>& scores, const Selection& pages) {
-      score_pages(stream.exec(), c.shape(), queries, kv, device.batch, PageScore::kMinMax, GroupScore::kMax, dense,
-                  scores);
+      score_pages(stream.exec(), c.shape(), queries, kv, device.batch, page_score, GroupScore::kMax, dense, scores);
       select_pages(stream.exec(), c.shape(), device.batch, scores, budget, dense, pages);
     });
     const Found fused = run([&](const TensorView<float, 3>& scores, const Selection& pages) {
-      choose_pages(stream.exec(), c.shape(), queries, kv, device.batch, PageScore::kMinMax, GroupScore::kMax, budget,
-                   dense, {.scores = scores, .tickets = tickets.view<std::int32_t>(seqs, c.kv_heads)}, pages);
+      choose_pages(stream.exec(), c.shape(), queries, kv, device.batch, page_score, GroupScore::kMax, budget, dense,
+                   {.scores = scores, .tickets = tickets.view<std::int32_t>(seqs, c.kv_heads)}, pages);
     });
-    EXPECT_TRUE(fused == composed) << "group " << c.heads / c.kv_heads << ", budget " << budget.tokens.value;
+    EXPECT_TRUE(fused == composed) << "group " << c.heads / c.kv_heads << ", budget " << budget.tokens.value
+                                   << ", page score " << static_cast<int>(page_score);
     EXPECT_EQ(download<std::int32_t>(stream, tickets, zeros.size()), zeros);
-  }
+  };
+  for (const PageBudget& budget : kBudgets) check_budget(budget, PageScore::kMinMax);
+  check_budget(kBudgets[0], PageScore::kMinMaxInt8);
 }
 
 template <typename T>

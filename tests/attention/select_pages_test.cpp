@@ -181,6 +181,44 @@ TEST(ScorePages, OfEveryGroup) {
   }
 }
 
+// Every score of bounds in 8 bits is at least that of the bounds themselves, to the last bit: the terms of both sums
+// come in one order, and rounding to nearest is monotone. BoundTheProductsOfAPage has the latter over the keys.
+TEST(ScorePages, OfBoundsInEightBitsAreNoLess) {
+  std::mt19937 random(6);
+  for (const Case& c : {Case{4, 4, 64, 16}, Case{8, 1, 128, 32}, Case{6, 2, 20, 16}, Case{5, 1, 6, 64}}) {
+    const RaggedBatch ragged(random, Phase::kDecode, {1, 16, 17, 300, 64}, {1, 1, 1, 1, 1}, c.page_tokens);
+    const Batch& batch = ragged.batch;
+    PagedTensor k(ragged.pages, c.kv_heads, c.page_tokens, c.head_dim);
+    k.fill(batch, random);
+    for (std::size_t i = 0; i < k.data.size(); i += 7) k.data[i] *= 30.0F;  // some channels of some keys stand out
+    SideTensors tables(k);
+    const LayerKv kv = tables.layer(k);
+    const RaggedPrefill all(ragged);
+    cpu::update_side_tables(all.batch, kv);
+    const std::vector<float> q = random_floats(random, static_cast<std::size_t>(batch.seqs * c.heads * c.head_dim));
+    const std::int64_t capacity = batch.page_table.shape(1);
+    const auto scores = [&](PageScore page_score, GroupScore group_score) {
+      std::vector<float> found(static_cast<std::size_t>(batch.seqs * c.kv_heads * capacity), NAN);
+      cpu::score_pages(c.shape(), TensorView<const float, 2>(q.data(), batch.seqs, c.heads * c.head_dim), kv, batch,
+                       page_score, group_score, {0},
+                       TensorView<float, 3>(found.data(), batch.seqs, c.kv_heads, capacity));
+      return found;
+    };
+    for (const GroupScore group_score : {GroupScore::kMax, GroupScore::kSum, GroupScore::kMean}) {
+      const std::vector<float> exact = scores(PageScore::kMinMax, group_score);
+      const std::vector<float> int8 = scores(PageScore::kMinMaxInt8, group_score);
+      int less = 0;
+      int above = 0;
+      for (std::size_t i = 0; i < exact.size(); ++i) {
+        less += int8[i] < exact[i] || std::isnan(int8[i]) != std::isnan(exact[i]) ? 1 : 0;
+        above += int8[i] > exact[i] ? 1 : 0;
+      }
+      EXPECT_EQ(less, 0) << c.words();
+      EXPECT_GT(above, 0) << c.words();
+    }
+  }
+}
+
 // Keys, a query and scores that are worked out by hand.
 TEST(ScorePages, WorkedByHand) {
   std::mt19937 random(2);
@@ -206,6 +244,12 @@ TEST(ScorePages, WorkedByHand) {
   EXPECT_EQ(score(PageScore::kMinMax, GroupScore::kMax), 11.0F);
   EXPECT_EQ(score(PageScore::kMinMax, GroupScore::kSum), 10.5F);
   EXPECT_EQ(score(PageScore::kMinMax, GroupScore::kMean), 5.25F);
+  // In steps of bf16(5 / 127) = 0.039551, -3 ... 1 of bf16(3 / 127) = 0.023682: 127 and 26 steps up, 43 and 127 down.
+  // Head 0: 127 * 0.039551 + 2 * 127 * 0.023682; head 1: least key of channel 0 is 42 steps, largest of channel 1
+  // is 26.
+  EXPECT_EQ(score(PageScore::kMinMaxInt8, GroupScore::kMax), 127 * 0.03955078125F + 2 * 127 * 0.023681640625F);
+  EXPECT_EQ(score(PageScore::kMinMaxInt8, GroupScore::kSum),
+            127 * 0.03955078125F + 2 * 127 * 0.023681640625F - 42 * 0.023681640625F + 13 * 0.03955078125F);
   // Means 3 and -1, deviations 2 and 2. Head 0: 3 + 2 + 2 + 4 = 11; head 1: -3 + 2 - 0.5 + 1 = -0.5.
   EXPECT_EQ(score(PageScore::kMeanStd, GroupScore::kMax), 11.0F);
   EXPECT_EQ(score(PageScore::kMeanStd, GroupScore::kMean), 5.25F);

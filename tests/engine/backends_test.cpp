@@ -49,10 +49,13 @@ const std::vector<std::string> kSpecs = {
     "quest:token_budget=64",
     "quest:token_budget=0.1,sink_tokens=20,window_tokens=40",
     "quest:token_budget=128,page_score=mean_std,group=sum",
+    "quest:token_budget=96,bounds=int8",
     "twilight:top_p=0.9",
+    "twilight:top_p=0.9,bounds=int8",
     "twilight:top_p=0.5,base=dense,min_tokens=4",
     "twilight:top_p=0.8,scores=exact,base_budget=256",
     "vattention:pilot=32,sink_tokens=8,window_tokens=8,epsilon=0.3,delta=0.2",
+    "vattention:pilot=32,sink_tokens=8,window_tokens=8,bounds=int8,epsilon=0.3,delta=0.2",
     "vattention:pilot=32,sink_tokens=8,window_tokens=8,top_k_by=int4,epsilon=0.2,verify=denominator",
     "vattention:pilot=40,sink_tokens=0,window_tokens=16,top_k_by=oracle,top_k=0.05",
     "vattention:pilot=64,top_k_by=none,on_outlier=report,epsilon=0.5",
@@ -153,7 +156,7 @@ std::vector<GenerateRequest> requests_of(const std::vector<int>& lengths) {
 }
 
 TEST_F(BackendsTest, PermutingTheBatchPermutesTheOutput) {
-  for (const std::string spec : {"quest:token_budget=64", "twilight:top_p=0.8",
+  for (const std::string spec : {"quest:token_budget=64", "quest:token_budget=64,bounds=int8", "twilight:top_p=0.8",
                                  "vattention:pilot=32,sink_tokens=8,window_tokens=8,epsilon=0.4,delta=0.2"}) {
     Engine engine("synthetic:tiny", options_for(spec, 3), {});
     const auto forward = generate(engine, nullptr, requests_of({700, 30, 300}), {});

@@ -112,7 +112,8 @@ TEST_P(GraphsTest, DrawsInsideTheGraphAreTheDrawsAfterIt) {
 
 INSTANTIATE_TEST_SUITE_P(Backends, GraphsTest,
                          testing::Values("dense", "quest:token_budget=64", "quest:token_budget=64,dense_below=310",
-                                         "quest:token_budget=0.1,page_score=mean_std", "twilight:top_p=0.8",
+                                         "quest:token_budget=0.1,page_score=mean_std",
+                                         "quest:token_budget=64,bounds=int8", "twilight:top_p=0.8",
                                          "twilight:top_p=0.8,base=dense",
                                          "vattention:pilot=32,sink_tokens=8,window_tokens=8,epsilon=0.4,delta=0.2",
                                          "vattention:pilot=32,sink_tokens=8,window_tokens=8,top_k_by=oracle"),

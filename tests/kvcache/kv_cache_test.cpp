@@ -83,12 +83,13 @@ TEST(KvCache, LayersDoNotOverlap) {
 // Each layer has the tables that it asked for, in room of its own, aligned for 16-byte accesses; they are counted.
 TEST(KvCache, HoldsTheSideTablesOfEachLayer) {
   for (const DType dtype : {DType::kF32, DType::kBf16}) {
-    const KvShape shape{.layers = 4, .kv_heads = 3, .head_dim = 20, .page_tokens = 16, .dtype = dtype};
+    const KvShape shape{.layers = 5, .kv_heads = 3, .head_dim = 20, .page_tokens = 16, .dtype = dtype};
     const std::vector<SideTables> wanted = {
         {},
         {.page_bounds = true},
         {.page_bounds = true, .int4_keys = true},
         {.page_bounds = true, .page_moments = true, .int4_keys = true},
+        {.int8_bounds = true},
     };
     const int pages = 7;
     const KvCache cache(shape, pages, DeviceKind::kCpu, wanted);
@@ -98,11 +99,14 @@ TEST(KvCache, HoldsTheSideTablesOfEachLayer) {
       const LayerKv& kv = cache.layer(l);
       const SideTables& tables = wanted[static_cast<std::size_t>(l)];
       EXPECT_EQ(kv.bounds.data != nullptr, tables.page_bounds);
+      EXPECT_EQ(kv.int8_bounds.data != nullptr, tables.int8_bounds);
+      EXPECT_EQ(kv.int8_scales.data != nullptr, tables.int8_bounds);
       EXPECT_EQ(kv.moments.data != nullptr, tables.page_moments);
       EXPECT_EQ(kv.int4.data != nullptr, tables.int4_keys);
       EXPECT_EQ(kv.int4_params.data != nullptr, tables.int4_keys);
       std::int64_t layer_bytes = 0;
-      for (const TensorRef& tensor : {kv.k, kv.v, kv.bounds, kv.moments, kv.int4, kv.int4_params}) {
+      for (const TensorRef& tensor :
+           {kv.k, kv.v, kv.bounds, kv.int8_bounds, kv.int8_scales, kv.moments, kv.int4, kv.int4_params}) {
         if (tensor.data == nullptr) continue;
         auto* begin = static_cast<std::byte*>(tensor.data);
         ranges.emplace_back(begin, begin + tensor.bytes());

@@ -106,6 +106,8 @@ void check(const Case& c, const RaggedBatch& ragged, std::mt19937& random) {
   const Buffer device_k = upload_as<T>(stream, k.data);
   const Buffer bounds = upload_as<T>(stream, tables.bounds);
   const Buffer moments = upload(stream, tables.moments);
+  const Buffer int8_bounds = upload(stream, tables.int8_bounds);
+  const Buffer int8_scales = upload(stream, tables.int8_scales);
   const Buffer int4 = upload(stream, tables.int4);
   const Buffer int4_params = upload(stream, tables.int4_params);
   const DeviceBatch device(stream, ragged);
@@ -114,6 +116,8 @@ void check(const Case& c, const RaggedBatch& ragged, std::mt19937& random) {
   const LayerKv kv{.k = device_k.ref(dtype, pages, c.kv_heads, c.page_tokens, c.head_dim),
                    .v = {},
                    .bounds = bounds.ref(dtype, pages, c.kv_heads, 2, c.head_dim),
+                   .int8_bounds = int8_bounds.ref(DType::kU8, pages, c.kv_heads, 2, c.head_dim),
+                   .int8_scales = int8_scales.ref(DType::kBf16, pages, c.kv_heads, 2, bound_spans(c.head_dim)),
                    .moments = moments.ref(DType::kF32, pages, c.kv_heads, 2, c.head_dim),
                    .int4 = int4.ref(DType::kU8, pages, c.kv_heads, c.page_tokens, c.head_dim / 2),
                    .int4_params = int4_params.ref(DType::kF16, pages, c.kv_heads, c.page_tokens, 2)};
@@ -121,6 +125,10 @@ void check(const Case& c, const RaggedBatch& ragged, std::mt19937& random) {
   cpu::update_side_tables(batch, tables.layer(k));
 
   expect_same(download_floats<T>(stream, bounds, tables.bounds.size()), tables.bounds, describe(c) + ", bounds");
+  expect_same(download<std::uint8_t>(stream, int8_bounds, tables.int8_bounds.size()), tables.int8_bounds,
+              describe(c) + ", bounds in 8 bits");
+  expect_same(download<bf16>(stream, int8_scales, tables.int8_scales.size()), tables.int8_scales,
+              describe(c) + ", scales of bounds in 8 bits");
   expect_same(download<float>(stream, moments, tables.moments.size()), tables.moments, describe(c) + ", moments");
   expect_same(download<std::uint8_t>(stream, int4, tables.int4.size()), tables.int4, describe(c) + ", int4");
   expect_same(download<f16>(stream, int4_params, tables.int4_params.size()), tables.int4_params,
@@ -162,7 +170,8 @@ TYPED_TEST(SideTablesCuda, SurviveTheLifeOfACache) {
   const DType dtype = DTypeOf<T>::value;
   const Stream stream(DeviceKind::kCuda);
   const KvShape shape{.layers = 2, .kv_heads = 2, .head_dim = 64, .page_tokens = 16, .dtype = dtype};
-  const std::vector<SideTables> wanted = {{}, {.page_bounds = true, .page_moments = true, .int4_keys = true}};
+  const std::vector<SideTables> wanted = {
+      {}, {.page_bounds = true, .int8_bounds = true, .page_moments = true, .int4_keys = true}};
   KvCache cache(shape, 5, DeviceKind::kCuda, wanted);
   const LayerKv& kv = cache.layer(1);
   std::mt19937 random(3);
@@ -200,6 +209,8 @@ TYPED_TEST(SideTablesCuda, SurviveTheLifeOfACache) {
 
     // What the sequence does not own is left out of the comparison: whatever lies there is nobody's.
     const std::vector<T> found_bounds = fetch(T{}, kv.bounds);
+    std::vector<std::uint8_t> found_int8 = fetch(std::uint8_t{}, kv.int8_bounds);
+    std::vector<bf16> found_scales = fetch(bf16{}, kv.int8_scales);
     const std::vector<float> found_moments = fetch(float{}, kv.moments);
     std::vector<std::uint8_t> found_int4 = fetch(std::uint8_t{}, kv.int4);
     std::vector<f16> found_params = fetch(f16{}, kv.int4_params);
@@ -209,6 +220,9 @@ TYPED_TEST(SideTablesCuda, SurviveTheLifeOfACache) {
       const bool owned = !std::isnan(rebuilt.bounds[i]);
       bounds.push_back(owned ? to_float(found_bounds[i]) : NAN);
       moments.push_back(owned ? found_moments[i] : NAN);
+      if (owned) continue;
+      found_int8[i] = kPoisonByte;
+      found_scales[i / kBoundSpan] = kPoisonBf16;  // 64 channels are whole spans
     }
     for (std::size_t line = 0; line < rebuilt.int4_params.size() / 2; ++line) {
       if (rebuilt.int4_params[2 * line].bits != kPoisonF16.bits) continue;
@@ -216,6 +230,8 @@ TYPED_TEST(SideTablesCuda, SurviveTheLifeOfACache) {
       std::fill_n(found_int4.begin() + static_cast<std::ptrdiff_t>(line) * 32, 32, kPoisonByte);
     }
     expect_same(bounds, rebuilt.bounds, what + ", bounds");
+    expect_same(found_int8, rebuilt.int8_bounds, what + ", bounds in 8 bits");
+    expect_same(found_scales, rebuilt.int8_scales, what + ", scales of bounds in 8 bits");
     expect_same(moments, rebuilt.moments, what + ", moments");
     expect_same(found_int4, rebuilt.int4, what + ", int4");
     expect_same(found_params, rebuilt.int4_params, what + ", int4 parameters");

@@ -36,6 +36,24 @@ int naive_code(float key, float scale, float zero) {
   return static_cast<int>(std::clamp(rounded, 0.0, 15.0));
 }
 
+// Rules of the contract that one span of one side breaks. `outward`: -1 for least keys, 1 for largest. Products of 8
+// bits by 8 are exact in double precision.
+int wrong_in_span(const std::vector<float>& bounds, bf16 scale, const std::vector<std::uint8_t>& stored, int outward) {
+  double largest = 0.0;
+  for (const float x : bounds) largest = std::max(largest, std::abs(static_cast<double>(x)));
+  int wrong = 127.0 * to_float(scale) >= largest ? 0 : 1;
+  if (scale.bits > 0) wrong += 127.0 * to_float(bf16{static_cast<std::uint16_t>(scale.bits - 1)}) < largest ? 0 : 1;
+  for (std::size_t i = 0; i < bounds.size(); ++i) {
+    const int code = stored[i] - kBoundZero;
+    const double x = outward * static_cast<double>(bounds[i]);
+    wrong += outward * code * static_cast<double>(to_float(scale)) >= x ? 0 : 1;
+    if (scale.bits > 0) wrong += (outward * code - 1) * static_cast<double>(to_float(scale)) < x ? 0 : 1;
+    if (scale.bits == 0) wrong += code == 0 ? 0 : 1;
+    wrong += std::abs(code) <= 127 ? 0 : 1;
+  }
+  return wrong;
+}
+
 // Every page of every sequence in `touched` holds what its keys say, and nothing else was written.
 void expect_tables(const Case& c, const RaggedBatch& ragged, PagedTensor& k, const SideTensors& tables,
                    const std::set<std::pair<int, int>>& touched, const std::string& what) {
@@ -44,6 +62,7 @@ void expect_tables(const Case& c, const RaggedBatch& ragged, PagedTensor& k, con
   std::vector<bool> page_written(static_cast<std::size_t>(k.pages), false);
   std::vector<bool> line_written(static_cast<std::size_t>(k.pages * c.page_tokens), false);
   int wrong_bounds = 0;
+  int wrong_int8 = 0;
   int wrong_codes = 0;
   int wrong_params = 0;
   std::vector<float> found;
@@ -59,6 +78,8 @@ void expect_tables(const Case& c, const RaggedBatch& ragged, PagedTensor& k, con
                           std::int64_t columns) {
         return table[static_cast<std::size_t>(((std::int64_t{page} * c.kv_heads + g) * rows + row) * columns + column)];
       };
+      std::vector<float> of_span[2];
+      std::vector<std::uint8_t> codes[2];
       for (int d = 0; d < c.head_dim; ++d) {
         float least = INFINITY;
         float largest = -INFINITY;
@@ -75,6 +96,15 @@ void expect_tables(const Case& c, const RaggedBatch& ragged, PagedTensor& k, con
         }
         wrong_bounds += at(tables.bounds, 0, 2, d, c.head_dim) == least ? 0 : 1;
         wrong_bounds += at(tables.bounds, 1, 2, d, c.head_dim) == largest ? 0 : 1;
+        for (const int side : {0, 1}) {
+          of_span[side].push_back(side == 0 ? least : largest);
+          codes[side].push_back(at(tables.int8_bounds, side, 2, d, c.head_dim));
+          if ((d + 1) % kBoundSpan != 0 && d + 1 != c.head_dim) continue;
+          const bf16 scale = at(tables.int8_scales, side, 2, d / kBoundSpan, bound_spans(c.head_dim));
+          wrong_int8 += wrong_in_span(of_span[side], scale, codes[side], side == 0 ? -1 : 1);
+          of_span[side].clear();
+          codes[side].clear();
+        }
         found.push_back(at(tables.moments, 0, 2, d, c.head_dim));
         expected.push_back(sum);
         bound.push_back(sum_bound(end - begin, magnitude));
@@ -105,6 +135,7 @@ void expect_tables(const Case& c, const RaggedBatch& ragged, PagedTensor& k, con
     }
   }
   EXPECT_EQ(wrong_bounds, 0) << what;
+  EXPECT_EQ(wrong_int8, 0) << what;
   EXPECT_EQ(wrong_params, 0) << what;
   EXPECT_EQ(wrong_codes, 0) << what;
   expect_within(found, expected, bound, what + ", moments");
@@ -112,7 +143,13 @@ void expect_tables(const Case& c, const RaggedBatch& ragged, PagedTensor& k, con
   int written_beside = 0;
   for (std::size_t i = 0; i < tables.bounds.size(); ++i) {
     const std::size_t page = i / static_cast<std::size_t>(c.kv_heads * 2 * c.head_dim);
-    if (!page_written[page]) written_beside += std::isnan(tables.bounds[i]) && std::isnan(tables.moments[i]) ? 0 : 1;
+    if (page_written[page]) continue;
+    written_beside += std::isnan(tables.bounds[i]) && std::isnan(tables.moments[i]) ? 0 : 1;
+    written_beside += tables.int8_bounds[i] == kPoisonByte ? 0 : 1;
+  }
+  for (std::size_t i = 0; i < tables.int8_scales.size(); ++i) {
+    const std::size_t page = i / static_cast<std::size_t>(c.kv_heads * 2 * bound_spans(c.head_dim));
+    if (!page_written[page]) written_beside += tables.int8_scales[i].bits == kPoisonBf16.bits ? 0 : 1;
   }
   const auto line_of = [&](std::size_t i, std::size_t row) {  // element i of rows [pages, kv_heads, page_tokens]
     const auto page_tokens = static_cast<std::size_t>(c.page_tokens);
@@ -203,6 +240,61 @@ TEST(SideTables, ForgetThePageBefore) {
     if (std::isnan(fresh.bounds[i])) continue;
     EXPECT_EQ(tables.bounds[i], fresh.bounds[i]);
     EXPECT_EQ(tables.moments[i], fresh.moments[i]);
+    EXPECT_EQ(tables.int8_bounds[i], fresh.int8_bounds[i]);
+  }
+  for (std::size_t i = 0; i < fresh.int8_scales.size(); ++i) {
+    if (fresh.int8_scales[i].bits != kPoisonBf16.bits) {
+      EXPECT_EQ(tables.int8_scales[i].bits, fresh.int8_scales[i].bits);
+    }
+  }
+}
+
+// Bounds of one page of one token, then of two, whose codes are worked out by hand: the second token widens the range,
+// so the first one's codes change with the scale.
+TEST(SideTables, RoundEightBitBoundsOutward) {
+  std::mt19937 random(7);
+  const Case c{1, 4, 16};
+  const RaggedBatch ragged(random, Phase::kPrefill, {2}, {2}, c.page_tokens);
+  const RaggedBatch first(random, Phase::kPrefill, {1}, {1}, c.page_tokens);
+  PagedTensor k(ragged.pages, c.kv_heads, c.page_tokens, c.head_dim);
+  const float rows[2][4] = {{127.0F, 0.25F, -0.25F, -3.0F}, {-254.0F, 0.0F, -0.0F, 2.5F}};
+  for (int t = 0; t < 2; ++t) {
+    for (int d = 0; d < 4; ++d) k.at(ragged.batch, 0, t, 0, d) = rows[t][d];
+  }
+  SideTensors tables(k);
+  const auto page = static_cast<std::size_t>(ragged.page_table[0]);
+  const auto expect = [&](const Batch& batch, float below, float above, const std::vector<int>& codes) {
+    cpu::update_side_tables(batch, tables.layer(k));
+    EXPECT_EQ(to_float(tables.int8_scales[page * 2]), below);
+    EXPECT_EQ(to_float(tables.int8_scales[page * 2 + 1]), above);
+    for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(tables.int8_bounds[page * 8 + i] - kBoundZero, codes[i]) << i;
+  };
+  Batch of_first = first.batch;
+  of_first.page_table = ragged.batch.page_table;
+  expect(of_first, 1.0F, 1.0F, {127, 0, -1, -3, 127, 1, 0, -3});
+  // Least -254, 0, -0.25, -3 in steps of 2; largest 127, 0.25, -0, 2.5 in steps of 1.
+  expect(ragged.batch, 2.0F, 1.0F, {-127, 0, -1, -2, 127, 1, 0, 3});
+}
+
+// Scales at both ends of what fp32 holds, and a span whose largest bound is not a multiple of 127.
+TEST(SideTables, EightBitBoundsHoldAtTheEndsOfTheRange) {
+  std::mt19937 random(8);
+  const Case c{1, 64, 16};
+  for (const float size : {1e-44F, 3e-38F, 1e-6F, 1.0F, 1.003F, 6e4F, 1e38F}) {
+    const RaggedBatch ragged(random, Phase::kPrefill, {40}, {40}, c.page_tokens);
+    PagedTensor k(ragged.pages, c.kv_heads, c.page_tokens, c.head_dim);
+    k.fill(ragged.batch, random);
+    for (float& key : k.data) key *= size;
+    SideTensors tables(k);
+    cpu::update_side_tables(ragged.batch, tables.layer(k));
+    const auto spans = static_cast<std::size_t>(bound_spans(c.head_dim));
+    for (std::size_t i = 0; i < tables.bounds.size(); ++i) {
+      if (std::isnan(tables.bounds[i])) continue;
+      const int outward = i / 64 % 2 == 0 ? -1 : 1;
+      const double scale = to_float(tables.int8_scales[i / 64 * spans + i % 64 / kBoundSpan]);
+      EXPECT_GE(outward * (tables.int8_bounds[i] - kBoundZero) * scale,
+                outward * static_cast<double>(tables.bounds[i]));
+    }
   }
 }
 
@@ -280,7 +372,8 @@ TEST(SideTables, Int4KeysAreNearTheKeys) {
 TEST(SideTables, SurviveTheLifeOfACache) {
   const Case c{2, 64, 16};
   const KvShape shape{.layers = 2, .kv_heads = 2, .head_dim = 64, .page_tokens = 16, .dtype = DType::kF32};
-  const std::vector<SideTables> wanted = {{}, {.page_bounds = true, .page_moments = true, .int4_keys = true}};
+  const std::vector<SideTables> wanted = {
+      {}, {.page_bounds = true, .int8_bounds = true, .page_moments = true, .int4_keys = true}};
   KvCache cache(shape, 5, DeviceKind::kCpu, wanted);
   const LayerKv& kv = cache.layer(1);
   std::mt19937 random(6);
@@ -319,10 +412,15 @@ TEST(SideTables, SurviveTheLifeOfACache) {
     };
     same(rebuilt.bounds, kv.bounds, [](float x) { return std::isnan(x); });
     same(rebuilt.moments, kv.moments, [](float x) { return std::isnan(x); });
+    same(rebuilt.int8_scales, kv.int8_scales, [](bf16 x) { return x.bits == kPoisonBf16.bits; });
     same(rebuilt.int4_params, kv.int4_params, [](f16 x) { return x.bits == kPoisonF16.bits; });
-    // Bytes may be 0xA5 by right: lines without a token are told by their parameters.
+    // Bytes may be 0xA5 by right: what holds no token is told by its bounds or parameters.
     const auto* codes = static_cast<const std::uint8_t*>(kv.int4.data);
+    const auto* bound_codes = static_cast<const std::uint8_t*>(kv.int8_bounds.data);
     int different = 0;
+    for (std::size_t i = 0; i < rebuilt.bounds.size(); ++i) {
+      if (!std::isnan(rebuilt.bounds[i])) different += rebuilt.int8_bounds[i] == bound_codes[i] ? 0 : 1;
+    }
     for (std::size_t i = 0; i < rebuilt.int4.size(); ++i) {
       if (rebuilt.int4_params[i / 32 * 2].bits != kPoisonF16.bits) different += rebuilt.int4[i] == codes[i] ? 0 : 1;
     }
