@@ -148,7 +148,7 @@ class AttentionKernels {
                                       .page_tokens = shape_.page_tokens,
                                       .dtype = world_.dtype()},
                                      shape_.heads, KernelWorld::tables(), world_.seqs());
-    KernelRow& row = time("append", "rotate, store, page bounds, int4 keys", cost, [&](int turn) {
+    KernelRow& row = time("append", "rotate, store, page bounds in 16 and 8 bits, int4 keys", cost, [&](int turn) {
       append_kv(exec_, world_.qkv(), world_.rope(), batch_, world_.kv(turn), world_.out(turn));
     });
     // The page's tables against the CPU's of the keys that the kernel stored.
@@ -189,22 +189,30 @@ class AttentionKernels {
     row.check = check_attended(row.kernel, world_.dtype(), group_rows(world_.out(0)), truth_->attend(&host.list));
   }
 
+  // Times scores of all pages, and gives those of the first list, checked.
+  std::vector<float> score(PageScore page_score, const std::string& kernel) {
+    const Scratch s = scratch();
+    const std::int64_t pages = std::int64_t{world_.seqs()} * world_.pages();
+    KernelRow& row = time("score", kernel, score_pages_cost(shape_, world_.dtype(), page_score, world_.seqs(), pages),
+                          [&](int turn) {
+                            score_pages(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, page_score,
+                                        GroupScore::kMax, {}, s.page_scores);
+                          });
+    std::vector<float> expected(static_cast<std::size_t>(world_.pages()));
+    const auto view = TensorView<float, 3>(expected.data(), 1, 1, world_.pages());
+    score_pages({}, truth_->shape(), truth_->q(), truth_->kv(), truth_->batch(), page_score, GroupScore::kMax, {},
+                view);
+    std::vector<float> found = read_back(exec_, s.page_scores);
+    found.resize(expected.size());
+    row.check = check_near(row.kernel, found, expected, score_bounds(found.size(), 2.0F));
+    return found;
+  }
+
   void quest() {
     const Scratch s = scratch();
     const std::int64_t pages = std::int64_t{world_.seqs()} * world_.pages();
-    KernelRow& score =
-        time("score", "page bounds", score_pages_cost(shape_, world_.dtype(), PageScore::kMinMax, world_.seqs(), pages),
-             [&](int turn) {
-               score_pages(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, PageScore::kMinMax, GroupScore::kMax,
-                           {}, s.page_scores);
-             });
-    std::vector<float> expected(static_cast<std::size_t>(world_.pages()));
-    const auto view = TensorView<float, 3>(expected.data(), 1, 1, world_.pages());
-    score_pages({}, truth_->shape(), truth_->q(), truth_->kv(), truth_->batch(), PageScore::kMinMax, GroupScore::kMax,
-                {}, view);
-    std::vector<float> found = read_back(exec_, s.page_scores);
-    found.resize(expected.size());
-    score.check = check_near(score.kernel, found, expected, score_bounds(found.size(), 2.0F));
+    (void)score(PageScore::kMinMaxInt8, "page bounds in 8 bits");
+    const std::vector<float> found = score(PageScore::kMinMax, "page bounds");
 
     const auto choose = [&](const PageBudget& budget, const Selection& list, const std::string& kernel) {
       const std::int64_t kept = std::int64_t{world_.seqs()} * shape_.kv_heads *
@@ -223,8 +231,12 @@ class AttentionKernels {
     const std::int64_t kept = listed_tokens(exec_, shape_, s.pages);
     QuestConfig settings;
     settings.token_budget = page_budget().tokens;
-    whole("quest, " + few, make_quest(settings, 0, limits_),
-          score_pages_cost(shape_, world_.dtype(), PageScore::kMinMax, world_.seqs(), pages), kept);
+    for (const PageScore page_score : {PageScore::kMinMax, PageScore::kMinMaxInt8}) {
+      settings.page_score = page_score;
+      whole("quest, " + few + (page_score == PageScore::kMinMaxInt8 ? ", bounds in 8 bits" : ""),
+            make_quest(settings, 0, limits_),
+            score_pages_cost(shape_, world_.dtype(), page_score, world_.seqs(), pages), kept);
+    }
     choose(base_budget(), s.base, fmt::format("pages, budget {:.0f}", base_budget().tokens.value));
   }
 

@@ -213,6 +213,9 @@ KernelTruth::KernelTruth(const Exec& exec, const KernelWorld& world) : shape_(wo
   k_ = widened(exec, kv.k, pages, kv_heads, page_tokens * head_dim);
   v_ = widened(exec, kv.v, pages, kv_heads, page_tokens * head_dim);
   bounds_ = widened(exec, kv.bounds, pages, kv_heads, 2 * head_dim);
+  const std::int64_t spans = bound_spans(head_dim);
+  int8_bounds_ = copied<std::uint8_t>(exec, kv.int8_bounds, pages, kv_heads, 2 * head_dim);
+  int8_scales_ = copied<bf16>(exec, kv.int8_scales, pages, kv_heads, 2 * spans);
   int4_ = copied<std::uint8_t>(exec, kv.int4, pages, kv_heads, page_tokens * head_dim / 2);
   int4_params_ = copied<f16>(exec, kv.int4_params, pages, kv_heads, page_tokens * 2);
   const std::vector<float> queries = read_floats(exec, world.q(0));
@@ -238,6 +241,8 @@ KernelTruth::KernelTruth(const Exec& exec, const KernelWorld& world) : shape_(wo
   kv_.k = tensor_ref(k_.data(), DType::kF32, count, 1, page_tokens, head_dim);
   kv_.v = tensor_ref(v_.data(), DType::kF32, count, 1, page_tokens, head_dim);
   kv_.bounds = tensor_ref(bounds_.data(), DType::kF32, count, 1, 2, head_dim);
+  kv_.int8_bounds = tensor_ref(int8_bounds_.data(), DType::kU8, count, 1, 2, head_dim);
+  kv_.int8_scales = tensor_ref(int8_scales_.data(), DType::kBf16, count, 1, 2, spans);
   kv_.int4 = tensor_ref(int4_.data(), DType::kU8, count, 1, page_tokens, head_dim / 2);
   kv_.int4_params = tensor_ref(int4_params_.data(), DType::kF16, count, 1, page_tokens, 2);
   for (std::int32_t p = 0; p < static_cast<std::int32_t>(count); ++p) table_.push_back(p);
@@ -260,7 +265,12 @@ TensorRef KernelTruth::q() const {
 }
 
 std::vector<float> KernelTruth::last_bounds() const {
-  return {bounds_.end() - std::int64_t{2} * shape_.head_dim, bounds_.end()};
+  const std::int64_t row = std::int64_t{2} * shape_.head_dim;
+  std::vector<float> last(bounds_.end() - row, bounds_.end());
+  last.insert(last.end(), int8_bounds_.end() - row, int8_bounds_.end());
+  std::transform(int8_scales_.end() - 2 * bound_spans(shape_.head_dim), int8_scales_.end(), std::back_inserter(last),
+                 [](bf16 scale) { return to_float(scale); });
+  return last;
 }
 
 void KernelTruth::remake_tables() {

@@ -13,8 +13,8 @@
 
 namespace vesper {
 
-// `batch` sequences of `context` tokens on shuffled pages, over as many layers as there are turns, with page bounds and
-// int4 keys, drawn as a synthetic fill draws them for queries of length sqrt(head_dim).
+// `batch` sequences of `context` tokens on shuffled pages, over as many layers as there are turns, with page bounds,
+// exact and in 8 bits, and int4 keys, drawn as a synthetic fill draws them for queries of length sqrt(head_dim).
 class KernelWorld {
  public:
   // Device memory that kernels' data may take of what is free now: the rest is for scratch and for what looks at it.
@@ -25,7 +25,9 @@ class KernelWorld {
   // touch the least of a layer; 0 where too few fit.
   static int turns_in(std::int64_t room, DeviceKind device, const AttentionShape& shape, DType dtype, int context,
                       int batch);
-  static SideTables tables() { return {.page_bounds = true, .page_moments = false, .int4_keys = true}; }
+  static SideTables tables() {
+    return {.page_bounds = true, .int8_bounds = true, .page_moments = false, .int4_keys = true};
+  }
 
   KernelWorld(const Exec& exec, const AttentionShape& shape, DType dtype, int context, int batch, int turns,
               const KernelSetting& setting);
@@ -84,7 +86,8 @@ class KernelTruth {
   [[nodiscard]] float query_sum() const { return query_sum_; }
   // Standard deviation of the scores q . k / sqrt(head_dim) over the keys, mean over the group's heads.
   [[nodiscard]] double sigma() const;
-  // Page bounds of the last page: as they were stored, and from remake_tables() on as the CPU makes them of its keys.
+  // Page bounds of the last page, then their codes and scales in 8 bits: as they were stored, and from remake_tables()
+  // on as the CPU makes them of its keys.
   [[nodiscard]] std::vector<float> last_bounds() const;
   void remake_tables();
   // Attention over all keys (`list` empty) or a list: out [group * head_dim], and with |v| in place of v.
@@ -97,7 +100,8 @@ class KernelTruth {
  private:
   AttentionShape shape_;
   std::vector<float> k_, v_, absolute_v_, bounds_, q_;
-  std::vector<std::uint8_t> int4_;
+  std::vector<std::uint8_t> int8_bounds_, int4_;
+  std::vector<bf16> int8_scales_;
   std::vector<f16> int4_params_;
   std::vector<std::int32_t> table_;
   std::vector<std::int32_t> numbers_;
