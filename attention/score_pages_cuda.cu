@@ -13,10 +13,7 @@
 //   bytes in flight at once: lane 4 r + c reads chunks c, c + 4 ... of eight channels of rows r and r + 8, and holds
 //   the same channels of head r. Those of the next round are read before this one's products; those of the first before
 //   the kernel in front of this one is done, where the piece has no page that the step wrote to.
-// Bounds in 8 bits: the same with half the bytes. Codes of 7 bits and a sign are exact in the 16-bit type, so a chunk
-// is
-//   widened in registers and multiplied as it would be; what the four lanes' chunks make together is one span, whose
-//   scale the product's rows get in fp32.
+// Bounds in 8 bits: the same with half the bytes; see attention/page_rows.cuh.
 // Lists: the block that finishes a list's last piece (a counter, left at zero) chooses its pages at once
 //   (attention/select_list.cuh), while other blocks go on with other lists. Scores are what they are and the choice is
 //   exact, so the order of blocks does not show.
@@ -35,6 +32,7 @@
 
 #include "attention/last_block.cuh"
 #include "attention/mma.cuh"
+#include "attention/page_rows.cuh"
 #include "attention/select_list.cuh"
 #include "attention/select_pages.h"
 #include "engine/core/dispatch.h"
@@ -55,12 +53,9 @@ constexpr int kMaxGroup = 16;
 
 template <typename T>
 struct ScoreArgs {
-  TensorView<const T, 3> q;  // [seqs, heads, head_dim]
-  // One of the three.
-  const T* bounds = nullptr;                // [pages, kv_heads, 2, head_dim]
-  const std::uint8_t* codes = nullptr;      // likewise, of bounds in 8 bits
-  const bf16* scales = nullptr;             // [pages, kv_heads, 2, spans] of the codes
-  TensorView<const float, 4> moments = {};  // [pages, kv_heads, 2, head_dim]
+  TensorView<const T, 3> q;            // [seqs, heads, head_dim]
+  PageBounds<T> bounds;                // of these or of the moments one has data
+  TensorView<const float, 4> moments;  // [pages, kv_heads, 2, head_dim]
   TensorView<const std::int32_t, 1> kv_len;
   TensorView<const std::int32_t, 2> page_table;
   TensorView<float, 3> scores;
@@ -90,82 +85,6 @@ __device__ uint4 one_sign(uint4 channels, bool high) {
   for (int i = 0; i < 4; ++i) pairs[i] = high ? __hmax2(pairs[i], zero) : __hmin2(pairs[i], zero);
   return channels;
 }
-
-// Eight codes as numbers. A code u + 128 as it is stored is put under the leading digits of a number so large that u
-// counts its units: of 1024 in f16; in bf16, of 8 digits, the upper bit of u is taken apart from the other seven.
-template <typename T>
-__device__ uint4 widen_codes(uint2 stored) {
-  const auto pair_of = [](unsigned word, unsigned selector) {
-    if constexpr (std::is_same_v<T, f16>) {
-      const unsigned pair = __byte_perm(word, 0x64646464U, selector);  // 1024 + u
-      const __half2 code =
-          __hsub2(*reinterpret_cast<const __half2*>(&pair), __float2half2_rn(1024.0F + static_cast<float>(kBoundZero)));
-      return *reinterpret_cast<const unsigned*>(&code);
-    } else {
-      const unsigned pair = __byte_perm(word, 0U, selector);
-      const unsigned low = (pair & 0x007F007FU) | 0x43004300U;     // 128 + u % 128
-      const unsigned above = (~pair & 0x00800080U) | 0x43004300U;  // 128 where u >= 128, or 256
-      const __nv_bfloat162 code =
-          __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&low), *reinterpret_cast<const __nv_bfloat162*>(&above));
-      return *reinterpret_cast<const unsigned*>(&code);
-    }
-  };
-  constexpr unsigned kFirstTwo = 0x4140U;  // bytes 0 and 1 of the word, one of the other operand above each
-  constexpr unsigned kLastTwo = 0x4342U;
-  return {pair_of(stored.x, kFirstTwo), pair_of(stored.x, kLastTwo), pair_of(stored.y, kFirstTwo),
-          pair_of(stored.y, kLastTwo)};
-}
-
-// What a lane reads of its two pages of a round: kChunks times eight channels of each.
-template <typename T, int kChunks, bool kInt8>
-struct PageRows {
-  uint4 chunk[2][kChunks];
-
-  // `row`: of (low, high) of a page and KV head, `channel` of it the lane's first.
-  __device__ void read(const ScoreArgs<T>& args, const std::int64_t (&row)[2], int row_channels, int channel) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const T* from = args.bounds + row[half] * row_channels + channel;
-#pragma unroll
-      for (int i = 0; i < kChunks; ++i) chunk[half][i] = *reinterpret_cast<const uint4*>(from + kBoundSpan * i);
-    }
-  }
-  // d += the chunk's channels, of both pages, times those of the queries.
-  __device__ void multiply(int i, const uint4& query, float (&d)[4]) const {
-    multiply_chunks(chunk[0][i], chunk[1][i], query, d);
-  }
-  __device__ static void multiply_chunks(const uint4& upper, const uint4& lower, const uint4& query, float (&d)[4]) {
-    const unsigned left[4] = {upper.x, lower.x, upper.y, lower.y};
-    const unsigned right[4] = {upper.z, lower.z, upper.w, lower.w};
-    multiply_add<T>(d, left, query.x, query.y);
-    multiply_add<T>(d, right, query.z, query.w);
-  }
-};
-template <typename T, int kChunks>
-struct PageRows<T, kChunks, true> {
-  uint2 chunk[2][kChunks];
-  bf16 scale[2][kChunks];
-
-  __device__ void read(const ScoreArgs<T>& args, const std::int64_t (&row)[2], int row_channels, int channel) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const std::uint8_t* from = args.codes + row[half] * row_channels + channel;
-      const bf16* scales = args.scales + (row[half] * row_channels + channel) / kBoundSpan;
-#pragma unroll
-      for (int i = 0; i < kChunks; ++i) {
-        chunk[half][i] = *reinterpret_cast<const uint2*>(from + kBoundSpan * i);
-        scale[half][i] = scales[i];
-      }
-    }
-  }
-  __device__ void multiply(int i, const uint4& query, float (&d)[4]) const {
-    float steps[4] = {};
-    PageRows<T, kChunks, false>::multiply_chunks(widen_codes<T>(chunk[0][i]), widen_codes<T>(chunk[1][i]), query,
-                                                 steps);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) d[j] = fmaf(widen(scale[j / 2][i]), steps[j], d[j]);
-  }
-};
 
 // Partial scores of a round: of each part of the channels, page and head. Two, so that a round has one barrier.
 template <int kProducts>
@@ -234,7 +153,7 @@ __global__ void __launch_bounds__(kSelectThreads, 2) score_bounds(const __grid_c
   const auto read_rows = [&](const int(&page)[2], PageRows<T, kChunks, kInt8>& rows) {
     const std::int64_t of_heads[2] = {std::int64_t{page[0]} * args.kv_heads + g,
                                       std::int64_t{page[1]} * args.kv_heads + g};
-    rows.read(args, of_heads, 2 * kHeadDim, channel);
+    rows.read(args.bounds, of_heads, 2 * kHeadDim, channel);
   };
   int page[2] = {page_of(begin + row), page_of(begin + row + 8)};
   if (end == pages) wait_for_previous();  // all pages but the newest are older than the kernel before this one
@@ -257,6 +176,11 @@ __global__ void __launch_bounds__(kSelectThreads, 2) score_bounds(const __grid_c
           one_sign<T>(*reinterpret_cast<const uint4*>(&args.q(s, g * args.group + head, d % kHeadDim)), d >= kHeadDim);
     }
   }
+  float2 unit[kProducts];  // of sums, where queries are scaled
+  if constexpr (kInt8) {
+#pragma unroll
+    for (int m = 0; m < kProducts; ++m) unit[m] = scale_queries<T>(query[m]);
+  }
 
   int buffer = 0;
   for (int first = begin; first < end; first += kRoundPages, buffer ^= 1) {
@@ -274,6 +198,12 @@ __global__ void __launch_bounds__(kSelectThreads, 2) score_bounds(const __grid_c
     }
 #pragma unroll
     for (int m = 0; m < kProducts; ++m) {
+      if constexpr (kInt8) {
+        d[m][0] *= unit[m].x;
+        d[m][1] *= unit[m].y;
+        d[m][2] *= unit[m].x;
+        d[m][3] *= unit[m].y;
+      }
       auto& to = partial.score[buffer][part];
       *reinterpret_cast<float2*>(&to[row][m * kColumns + 2 * c]) = {d[m][0], d[m][1]};
       *reinterpret_cast<float2*>(&to[row + 8][m * kColumns + 2 * c]) = {d[m][2], d[m][3]};
@@ -407,14 +337,14 @@ ScoreArgs<T> score_args(const AttentionShape& shape, const TensorRef& q, const L
   args.q = TensorView<const T, 3>(static_cast<const T*>(q.data), q.shape[0], shape.heads, shape.head_dim);
   switch (page_score) {
     case PageScore::kMinMax:
-      args.bounds = static_cast<const T*>(kv.bounds.data);
+      args.bounds.exact = static_cast<const T*>(kv.bounds.data);
       break;
     case PageScore::kMeanStd:
       args.moments = kv.moments.as<const float, 4>();
       break;
     case PageScore::kMinMaxInt8:
-      args.codes = static_cast<const std::uint8_t*>(kv.int8_bounds.data);
-      args.scales = static_cast<const bf16*>(kv.int8_scales.data);
+      args.bounds.codes = static_cast<const std::uint8_t*>(kv.int8_bounds.data);
+      args.bounds.scales = static_cast<const bf16*>(kv.int8_scales.data);
       break;
   }
   args.kv_len = batch.kv_len;
@@ -431,10 +361,10 @@ ScoreArgs<T> score_args(const AttentionShape& shape, const TensorRef& q, const L
 template <typename T>
 void launch_scores(const Exec& exec, const AttentionShape& shape, const ScoreArgs<T>& args, int seqs) {
   const bool wide = shape.head_dim == 128;
-  if (args.bounds != nullptr) {
+  if (args.bounds.exact != nullptr) {
     return wide ? launch_bounds<T, 128, false>(exec, args, seqs) : launch_bounds<T, 64, false>(exec, args, seqs);
   }
-  if (args.codes != nullptr) {
+  if (args.bounds.codes != nullptr) {
     return wide ? launch_bounds<T, 128, true>(exec, args, seqs) : launch_bounds<T, 64, true>(exec, args, seqs);
   }
   return wide ? launch_moments<T, 128>(exec, args, seqs) : launch_moments<T, 64>(exec, args, seqs);
