@@ -34,6 +34,7 @@ struct BenchOptions {
   std::string sigma = "2";
   double locality = 0.9;
   bool kernels = false;
+  std::vector<std::string> families;
   bool stages = false;
   bool crossover = false;
   bool json = false;
@@ -110,7 +111,8 @@ int run_kernels(const BenchOptions& options) {
                               .contexts = whole.contexts,
                               .batches = whole.batches,
                               .scores = whole.scores,
-                              .seed = whole.engine.seed};
+                              .seed = whole.engine.seed,
+                              .families = options.families};
   for (const int context : setting.contexts) {
     if (context >= kLeastKernelContext) continue;
     refuse({"reading --context", fmt::format("{} with --kernels", context),
@@ -223,6 +225,12 @@ void add_output_flags(CLI::App& app, BenchOptions& options) {
                    "the two of --context, and print it as a line of configuration (dense_below)")
           ->group(kInputFlags)
           ->excludes(kernels);
+  app.add_option("--only", options.families,
+                 "Of --kernels: the families to measure; the lists of twilight and vattention bring quest's rows along")
+      ->check(one_of({kKernelFamilies.begin(), kKernelFamilies.end()}))
+      ->needs(kernels)
+      ->type_name("FAMILY...")
+      ->group(kInputFlags);
   app.add_flag("--stages", options.stages,
                "Also time every stage of attention by itself, in place in the step, beside what its bytes allow")
       ->group(kInputFlags)

@@ -45,15 +45,17 @@ class AttentionKernels {
         units_(decode_units(limits)),
         scratch_(world.memory(), scratch_bytes(), "lists and scores of the kernel bench") {}
 
-  std::vector<KernelRow> run() {
+  std::vector<KernelRow> run(const KernelSetting& setting) {
     zero_bytes(exec_, scratch().tickets.data(), scratch().tickets.size() * 4);
-    append();  // before the truth is read: it stores a token
+    if (setting.wants("append")) append();  // before the truth is read: it stores a token
     truth_.emplace(exec_, world_);
-    dense();
-    quest();
-    twilight();
-    vattention();
-    prefill();
+    if (setting.wants("dense")) dense();
+    const bool twilights = setting.wants("twilight");
+    const bool sampled = setting.wants("vattention");
+    if (setting.wants("quest") || twilights || sampled) quest();  // the others' lists come from its scores
+    if (twilights) twilight();
+    if (sampled) vattention();
+    if (setting.wants("prefill")) prefill();
     return std::move(rows_);
   }
 
@@ -416,8 +418,9 @@ class AttentionKernels {
 
 }  // namespace
 
-std::vector<KernelRow> time_attention_kernels(const Exec& exec, const AttentionLimits& limits, KernelWorld& world) {
-  return AttentionKernels(exec, limits, world).run();
+std::vector<KernelRow> time_attention_kernels(const Exec& exec, const KernelSetting& setting, KernelWorld& world) {
+  const AttentionLimits limits = world.limits(setting);
+  return AttentionKernels(exec, limits, world).run(setting);
 }
 
 }  // namespace vesper

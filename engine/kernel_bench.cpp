@@ -28,15 +28,18 @@ KernelReport run_kernel_bench(const KernelSetting& setting,
   report.clocks_before = read_clocks();
   const Stream stream(setting.device);
   const std::int64_t room = KernelWorld::room(setting.device);
-  const auto total = static_cast<std::int64_t>(setting.batches.size() * (setting.contexts.size() + 1));
+  const bool products = setting.wants("products");
+  const std::vector<int> contexts =
+      setting.families == std::vector<std::string>{"products"} ? std::vector<int>{} : setting.contexts;
+  const auto total = static_cast<std::int64_t>(setting.batches.size() * (contexts.size() + (products ? 1 : 0)));
   std::int64_t done = 0;
   const auto add = [&](std::vector<KernelRow> rows) {
     std::move(rows.begin(), rows.end(), std::back_inserter(report.rows));
     if (progress) progress(++done, total);
   };
   for (const int batch : setting.batches) {
-    add(time_dense_kernels(stream.exec(), config, dtype, batch, room, setting.seed));
-    for (const int context : setting.contexts) {
+    if (products) add(time_dense_kernels(stream.exec(), config, dtype, batch, room, setting.seed));
+    for (const int context : contexts) {
       const int turns = KernelWorld::turns_in(room, setting.device, shape, dtype, context, batch);
       if (turns == 0) {
         report.skipped.push_back(fmt::format("attention at context {}, batch {}: two layers do not fit in {}", context,
@@ -45,7 +48,7 @@ KernelReport run_kernel_bench(const KernelSetting& setting,
         continue;
       }
       KernelWorld world(stream.exec(), shape, dtype, context, batch, turns, setting);
-      add(time_attention_kernels(stream.exec(), world.limits(setting), world));
+      add(time_attention_kernels(stream.exec(), setting, world));
     }
   }
   report.clocks_after = read_clocks();

@@ -7,6 +7,8 @@
 // functions over the same stored bits.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -20,6 +22,11 @@
 
 namespace vesper {
 
+// What can be measured without the rest. The lists of twilight and vattention come from quest's scores, so its rows
+// come with theirs.
+inline constexpr std::array kKernelFamilies = {"products", "append",     "dense",  "quest",
+                                               "twilight", "vattention", "prefill"};
+
 struct KernelSetting {
   std::string model;
   DeviceKind device = DeviceKind::kCpu;
@@ -28,6 +35,11 @@ struct KernelSetting {
   std::vector<int> batches;
   DrawnScores scores;
   std::uint64_t seed = 0;
+  std::vector<std::string> families;  // of kKernelFamilies; all where none is named
+
+  [[nodiscard]] bool wants(const char* family) const {
+    return families.empty() || std::find(families.begin(), families.end(), family) != families.end();
+  }
 };
 
 struct KernelRow {

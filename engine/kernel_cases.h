@@ -12,7 +12,8 @@ namespace vesper {
 std::vector<KernelRow> time_dense_kernels(const Exec& exec, const ModelConfig& config, DType dtype, int batch,
                                           std::int64_t room, std::uint64_t seed);
 
-// The append pass, then attention: dense, to pages, to tokens that are pruned or sampled, and prefill.
-std::vector<KernelRow> time_attention_kernels(const Exec& exec, const AttentionLimits& limits, KernelWorld& world);
+// Those that `setting` wants of the append pass and attention: dense, to pages, to tokens that are pruned or sampled,
+// and prefill.
+std::vector<KernelRow> time_attention_kernels(const Exec& exec, const KernelSetting& setting, KernelWorld& world);
 
 }  // namespace vesper

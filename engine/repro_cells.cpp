@@ -29,7 +29,8 @@ ReproResult measure_operator(const ReproCell& cell, const ReproSetting& setting)
                               .contexts = {cell.context},
                               .batches = {cell.batch},
                               .scores = cell.scores,
-                              .seed = setting.engine.seed};
+                              .seed = setting.engine.seed,
+                              .families = {}};
   const OperatorReport report = run_operators(kernels, cell.attentions);
   ReproResult result{.skipped = report.skipped, .arms = {}, .sigma = report.sigma, .roof = report.roof};
   for (const OperatorRow& row : report.rows) {

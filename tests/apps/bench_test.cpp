@@ -102,6 +102,16 @@ TEST(BenchCommand, KernelsAreCheckedAgainstTheCpu) {
   }
 }
 
+TEST(BenchCommand, OnlyTheFamiliesAskedForAreMeasured) {
+  const Json document = Json::parse(run_well(bench({"--context", "1k", "--kernels", "--only", "dense", "--json"})).out);
+  ASSERT_EQ(document.at("kernels").size(), 1U);
+  EXPECT_EQ(document.at("kernels")[0].at("kernel"), "dense");
+  EXPECT_NE(
+      refused(bench({"--context", "1k", "--kernels", "--only", "dance"})).find("expected one of products, append"),
+      std::string::npos);
+  EXPECT_NE(refused(bench({"--context", "1k", "--only", "dense"})).find("--kernels"), std::string::npos);
+}
+
 TEST(BenchCommand, StagesStandBesideTheReport) {
   const std::vector<std::string> run = {"--context", "128", "--attention", "dense", "quest:token_budget=32",
                                         "--stages"};
