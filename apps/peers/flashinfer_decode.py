@@ -10,6 +10,50 @@ from common import Output, arguments, cold_times, median, shape, turns_for
 from sdpa import attend
 
 
+def measure(torch, flashinfer, model, batch, context, page, repeats):
+    """{template: seconds a launch of each replay} at one cell; nothing where two distinct caches do not fit."""
+    heads, kv_heads, head_dim = model["heads"], model["kv_heads"], model["head_dim"]
+    pages = -(-context // page)
+    elements = batch * pages * page * kv_heads * head_dim
+    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    turns = turns_for(4 * elements, l2_bytes, torch.cuda.mem_get_info()[0] * 0.8)
+    if turns < 2:
+        return {}
+    # Layout HND: [pages, {k, v}, kv_heads, page_tokens, head_dim].
+    cache = torch.randn(turns, batch * pages, 2, kv_heads, page, head_dim, dtype=torch.bfloat16, device="cuda")
+    q = torch.randn(turns, batch, heads, head_dim, dtype=torch.bfloat16, device="cuda")
+    table = torch.randperm(batch * pages, device="cuda").int()
+    indptr = torch.arange(batch + 1, device="cuda").int() * pages
+    last = torch.full((batch,), (context - 1) % page + 1, device="cuda").int()
+    measured = {}
+    for tensor_cores in (False, True):
+        name = "flashinfer-tensor-cores" if tensor_cores else "flashinfer-cuda-cores"
+        workspace = torch.zeros(512 << 20, dtype=torch.uint8, device="cuda")
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            workspace, "HND", use_cuda_graph=True, use_tensor_cores=tensor_cores,
+            paged_kv_indptr_buffer=indptr.clone(), paged_kv_indices_buffer=table.clone(),
+            paged_kv_last_page_len_buffer=last.clone(),
+        )  # fmt: skip
+        wrapper.plan(
+            indptr, table, last, heads, kv_heads, head_dim, page,
+            q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16,
+        )  # fmt: skip
+        outputs = [None] * turns
+
+        def launch(turn):
+            outputs[turn] = wrapper.run(q[turn], cache[turn])
+
+        measured[name] = cold_times(torch, turns, launch, repeats)
+        own = cache[0][table[:pages].long()]
+        k = own[:, 0, 0].reshape(-1, head_dim)[:context]
+        v = own[:, 1, 0].reshape(-1, head_dim)[:context]
+        group = heads // kv_heads
+        error = (outputs[0][0, :group].float() - attend(torch, q[0, 0, :group], k, v, group)).abs().max().item()
+        if not error <= 2**-7 * v.abs().max().item():
+            sys.exit(f"error: checking {name}: found an error of {error}, expected two roundings of bf16")
+    return measured
+
+
 def main():
     options = arguments(__doc__.splitlines()[0]).parse_args()
     try:
@@ -20,59 +64,21 @@ def main():
     if not torch.cuda.is_available():
         sys.exit("error: measuring FlashInfer: found no usable GPU, expected one")
     model = shape(options.model)
-    heads, kv_heads, head_dim = model["heads"], model["kv_heads"], model["head_dim"]
-    page = options.page_tokens
-    device = torch.cuda.get_device_properties(0)
     output = Output(not options.no_head)
     for batch in options.batch:
         for context in options.context:
-            pages = -(-context // page)
-            elements = batch * pages * page * kv_heads * head_dim
-            turns = turns_for(4 * elements, device.L2_cache_size, torch.cuda.mem_get_info()[0] * 0.8)
-            if turns < 2:
+            measured = measure(torch, flashinfer, model, batch, context, options.page_tokens, options.repeats)
+            if not measured:
                 print(f"left out: context {context}, batch {batch} does not fit", file=sys.stderr)
-                continue
-            # Layout HND: [pages, {k, v}, kv_heads, page_tokens, head_dim].
-            cache = torch.randn(
-                turns, batch * pages, 2, kv_heads, page, head_dim, dtype=torch.bfloat16, device="cuda"
-            )
-            q = torch.randn(turns, batch, heads, head_dim, dtype=torch.bfloat16, device="cuda")
-            table = torch.randperm(batch * pages, device="cuda").int()
-            indptr = torch.arange(batch + 1, device="cuda").int() * pages
-            last = torch.full((batch,), (context - 1) % page + 1, device="cuda").int()
-            for tensor_cores in (False, True):
-                name = "flashinfer-tensor-cores" if tensor_cores else "flashinfer-cuda-cores"
-                workspace = torch.zeros(512 << 20, dtype=torch.uint8, device="cuda")
-                wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
-                    workspace, "HND", use_cuda_graph=True, use_tensor_cores=tensor_cores,
-                    paged_kv_indptr_buffer=indptr.clone(), paged_kv_indices_buffer=table.clone(),
-                    paged_kv_last_page_len_buffer=last.clone(),
-                )  # fmt: skip
-                wrapper.plan(
-                    indptr, table, last, heads, kv_heads, head_dim, page,
-                    q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16,
-                )  # fmt: skip
-                outputs = [None] * turns
-
-                def launch(turn):
-                    outputs[turn] = wrapper.run(q[turn], cache[turn])
-
-                times = cold_times(torch, turns, launch, options.repeats)
-                own = cache[0][table[:pages].long()]
-                k = own[:, 0, 0].reshape(-1, head_dim)[:context]
-                v = own[:, 1, 0].reshape(-1, head_dim)[:context]
-                group = heads // kv_heads
-                error = (outputs[0][0, :group].float() - attend(torch, q[0, 0, :group], k, v, group)).abs().max().item()
-                if not error <= 2**-7 * v.abs().max().item():
-                    sys.exit(f"error: checking {name}: found an error of {error}, expected two roundings of bf16")
+            for name, times in measured.items():
                 output.row(
-                    engine=f"flashinfer-{flashinfer.__version__}", model=options.model, device=device.name,
-                    weights="bf16", fill="random", attention=name, context=context, batch=batch,
-                    repeats=options.repeats, kv_bytes=4 * batch * context * kv_heads * head_dim,
+                    engine=f"flashinfer-{flashinfer.__version__}", model=options.model,
+                    device=torch.cuda.get_device_name(), weights="bf16", fill="random", attention=name,
+                    context=context, batch=batch, repeats=options.repeats,
+                    kv_bytes=4 * batch * context * model["kv_heads"] * model["head_dim"],
                     attention_us=median(times) * 1e6, kept_tokens=context,
                     peak_memory_bytes=torch.cuda.max_memory_allocated(),
                 )  # fmt: skip
-            del cache, q
 
 
 if __name__ == "__main__":

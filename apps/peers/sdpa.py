@@ -15,56 +15,69 @@ def attend(torch, q, k, v, group):
     return torch.softmax(scores, -1) @ v.float()
 
 
+BACKENDS = {"sdpa-cudnn": "CUDNN_ATTENTION", "sdpa-flash": "FLASH_ATTENTION"}
+
+
+def measure(torch, model, batch, context, repeats, names=tuple(BACKENDS)):
+    """{backend: seconds a launch of each replay} at one cell; a backend that refuses it is left out and says why."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    heads, kv_heads, head_dim = model["heads"], model["kv_heads"], model["head_dim"]
+    elements = batch * kv_heads * context * head_dim
+    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    turns = turns_for(4 * elements, l2_bytes, torch.cuda.mem_get_info()[0] * 0.8)
+    if turns < 2:
+        return {}
+    k = torch.randn(turns, batch, kv_heads, context, head_dim, dtype=torch.bfloat16, device="cuda")
+    v = torch.randn_like(k)
+    q = torch.randn(turns, batch, heads, 1, head_dim, dtype=torch.bfloat16, device="cuda")
+    measured = {}
+    for name in names:
+        outputs = [None] * turns
+
+        def launch(turn):
+            outputs[turn] = torch.nn.functional.scaled_dot_product_attention(
+                q[turn], k[turn], v[turn], enable_gqa=heads != kv_heads
+            )
+
+        try:
+            with sdpa_kernel(getattr(SDPBackend, BACKENDS[name])):
+                times = cold_times(torch, turns, launch, repeats)
+        except RuntimeError as error:
+            print(f"left out: {name} at context {context}, batch {batch}: {error}", file=sys.stderr)
+            continue
+        group = heads // kv_heads
+        truth = attend(torch, q[0, 0, :group, 0], k[0, 0, 0], v[0, 0, 0], group)
+        error = (outputs[0][0, :group, 0].float() - truth).abs().max().item()
+        if not error <= 2**-7 * v[0, 0, 0].abs().max().item():
+            sys.exit(f"error: checking {name}: found an error of {error}, expected two roundings of bf16")
+        measured[name] = times
+    return measured
+
+
 def main():
     options = arguments(__doc__.splitlines()[0]).parse_args()
     try:
         import torch
-        from torch.nn.attention import SDPBackend, sdpa_kernel
     except ImportError as error:
         sys.exit(f"error: importing torch: {error}; install torch with CUDA")
     if not torch.cuda.is_available():
         sys.exit("error: measuring PyTorch: found no usable GPU, expected one")
     model = shape(options.model)
-    heads, kv_heads, head_dim = model["heads"], model["kv_heads"], model["head_dim"]
-    device = torch.cuda.get_device_properties(0)
     output = Output(not options.no_head)
-    backends = {"sdpa-cudnn": SDPBackend.CUDNN_ATTENTION, "sdpa-flash": SDPBackend.FLASH_ATTENTION}
     for batch in options.batch:
         for context in options.context:
-            elements = batch * kv_heads * context * head_dim
-            turns = turns_for(4 * elements, device.L2_cache_size, torch.cuda.mem_get_info()[0] * 0.8)
-            if turns < 2:
+            measured = measure(torch, model, batch, context, options.repeats)
+            if not measured:
                 print(f"left out: context {context}, batch {batch} does not fit", file=sys.stderr)
-                continue
-            k = torch.randn(turns, batch, kv_heads, context, head_dim, dtype=torch.bfloat16, device="cuda")
-            v = torch.randn_like(k)
-            q = torch.randn(turns, batch, heads, 1, head_dim, dtype=torch.bfloat16, device="cuda")
-            for name, backend in backends.items():
-                outputs = [None] * turns
-
-                def launch(turn):
-                    outputs[turn] = torch.nn.functional.scaled_dot_product_attention(
-                        q[turn], k[turn], v[turn], enable_gqa=heads != kv_heads
-                    )
-
-                try:
-                    with sdpa_kernel(backend):
-                        times = cold_times(torch, turns, launch, options.repeats)
-                except RuntimeError as error:
-                    print(f"left out: {name} at context {context}, batch {batch}: {error}", file=sys.stderr)
-                    continue
-                group = heads // kv_heads
-                truth = attend(torch, q[0, 0, :group, 0], k[0, 0, 0], v[0, 0, 0], group)
-                error = (outputs[0][0, :group, 0].float() - truth).abs().max().item()
-                if not error <= 2**-7 * v[0, 0, 0].abs().max().item():
-                    sys.exit(f"error: checking {name}: found an error of {error}, expected two roundings of bf16")
+            for name, times in measured.items():
                 output.row(
-                    engine=f"pytorch-{torch.__version__}", model=options.model, device=device.name, weights="bf16",
-                    fill="random", attention=name, context=context, batch=batch, repeats=options.repeats,
-                    kv_bytes=4 * elements, attention_us=median(times) * 1e6, kept_tokens=context,
+                    engine=f"pytorch-{torch.__version__}", model=options.model, device=torch.cuda.get_device_name(),
+                    weights="bf16", fill="random", attention=name, context=context, batch=batch,
+                    repeats=options.repeats, kv_bytes=4 * batch * context * model["kv_heads"] * model["head_dim"],
+                    attention_us=median(times) * 1e6, kept_tokens=context,
                     peak_memory_bytes=torch.cuda.max_memory_allocated(),
                 )  # fmt: skip
-            del k, v, q
 
 
 if __name__ == "__main__":
