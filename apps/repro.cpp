@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "apps/options.h"
@@ -30,6 +31,8 @@ struct ReproOptions {
   std::string name;
   bool quick = false;
   bool resume = false;
+  std::optional<int> repeats;
+  std::optional<int> max_tokens;
   std::string out;
   ModelOptions model;
   std::string peer_csv;
@@ -149,14 +152,24 @@ std::vector<ReproResult> measure(const std::vector<ReproCell>& cells, const Repr
   return results;
 }
 
+// What decides the figures, as it would be typed.
+std::string command_of(const ReproOptions& options) {
+  std::string command = "vesper repro " + options.name;
+  if (options.quick) command += " --quick";
+  if (options.repeats) command += fmt::format(" --repeats {}", *options.repeats);
+  if (options.max_tokens) command += fmt::format(" --max-tokens {}", *options.max_tokens);
+  if (!options.model.model.empty()) command += " --model " + options.model.model;
+  return command;
+}
+
 int run(const ReproOptions& options) {
   if (options.name == "list") return list_experiments();
   const Experiment whole = load_experiment(options.name);
   Experiment experiment = options.quick ? quick_part(whole) : whole;
   ReproSetting setting;
   setting.engine = engine_options(options.model, 1);
-  if (options.quick) setting.repeats = kQuickRepeats;
-  if (options.quick) setting.max_tokens = kQuickTokens;
+  setting.repeats = options.repeats.value_or(options.quick ? kQuickRepeats : setting.repeats);
+  setting.max_tokens = options.max_tokens.value_or(options.quick ? kQuickTokens : setting.max_tokens);
   if (!options.model.model.empty()) {
     (void)model_config_of(options.model.model);
     for (ReproPanel& panel : experiment.panels) panel.model = options.model.model;
@@ -171,8 +184,7 @@ int run(const ReproOptions& options) {
     refuse({"making the folder " + folder.string(), "none that can be written", "one", "change --out"});
   }
   const DeviceKind device = setting.engine.limits.device;
-  ReproRun run{.command = fmt::format("vesper repro {}{}{}", options.name, options.quick ? " --quick" : "",
-                                      options.model.model.empty() ? "" : " --model " + options.model.model),
+  ReproRun run{.command = command_of(options),
                .binary = binary_version(),
                .device = device_info(device).name,
                .kind = device,
@@ -224,6 +236,14 @@ Command make_repro(CLI::App& root) {
       ->type_name("DIR")
       ->group(kModelFlags);
   app->add_flag("--quick", options->quick, "A part of the sweep, with fewer repeats of steps")->group(kInputFlags);
+  app->add_option("--repeats", options->repeats, "Times that a step's attentions run, instead of 9 (3 with --quick)")
+      ->check(whole_number(2, 1000))
+      ->type_name("N")
+      ->group(kInputFlags);
+  app->add_option("--max-tokens", options->max_tokens, "Tokens that such a repeat decodes, instead of 32 (16)")
+      ->check(whole_number(1, 1 << 20))
+      ->type_name("N")
+      ->group(kInputFlags);
   app->add_flag("--resume", options->resume,
                 "Take finished cells from the folder, where settings, binary and device are the same")
       ->group(kInputFlags);

@@ -67,6 +67,20 @@ TEST(ReproCommand, WritesTablesAndTakesFinishedCellsUpAgain) {
   EXPECT_EQ(run_well(fig9(folder.path(), {"--resume"})).out.find("123456.0"), std::string::npos);
 }
 
+TEST(ReproCommand, RepeatsOfStepsAreChosenAndSaid) {
+  const TempFolder folder;
+  const std::string text = run_well({"repro", "quest-fig10", "--quick", "--repeats", "2", "--max-tokens", "4",
+                                     "--model", "synthetic:tiny", "--device", "cpu", "--out", folder.path()})
+                               .out;
+  EXPECT_NE(text.find("`vesper repro quest-fig10 --quick --repeats 2 --max-tokens 4 --model synthetic:tiny`"),
+            std::string::npos)
+      << text;
+  const Json cells = Json::parse(text_of(folder / "cells.json"));
+  EXPECT_EQ(cells[0].at("key").at("repeats"), 2);
+  EXPECT_EQ(cells[0].at("key").at("max_tokens"), 4);
+  EXPECT_EQ(cells[0].at("result").at("arms")[0].at("seconds").size(), 2U);
+}
+
 TEST(ReproCommand, WhatCannotBeIsRefused) {
   const TempFolder folder;
   EXPECT_NE(refused({"repro", "quest-fig99"}).find("one of: quest-fig10, "), std::string::npos);
