@@ -1,7 +1,8 @@
 # Every target is enough on a fresh Debian 12: missing packages are installed first (root or sudo).
 VESPER := build/bin/vesper
+RESULTS := docs/results/h100
 
-.PHONY: demo test build dist sanitize fuzz lint format clean help
+.PHONY: demo test build dist results sanitize fuzz lint format clean help
 
 demo: build ## generate text with the demo model, on what this machine can run
 	configs/demo/run.sh $(VESPER)
@@ -19,6 +20,10 @@ dist: ## write a bundle to dist/ that runs on other x86-64 Linux machines
 	configs/scripts/setup.sh build test dist
 	configs/scripts/build.sh release
 	configs/scripts/dist.sh
+
+results: ## measure on this machine's GPU what docs/results shows, into RESULTS (docs/results/h100), and draw it
+	python3 apps/results/measure.py $(RESULTS)
+	python3 apps/results/render.py $(RESULTS)
 
 sanitize: ## run the tests of the CPU half under AddressSanitizer and UndefinedBehaviorSanitizer
 	configs/scripts/setup.sh build test

@@ -14,7 +14,7 @@ mkdir -p "$bundle"/{apps,bin,lib/fallback,configs,tests,licenses}
 cp "$build/bin/vesper" "$bundle/bin/"
 cp "$build"/tests/*_test tests/run.sh tests/gpu.sh tests/count.awk "$bundle/tests/"
 cp LICENSE README.md "$bundle/"
-for folder in configs/demo configs/models configs/attention configs/repro configs/scripts apps/plots tests/golden; do
+for folder in configs/demo configs/models configs/attention configs/repro configs/scripts apps/peers apps/plots apps/results tests/golden; do
   [[ ! -d $folder ]] || cp -RL "$folder" "$bundle/$folder"
 done
 programs=("$bundle"/bin/vesper "$bundle"/tests/*_test)
