@@ -27,6 +27,14 @@ HEADLINES = (
     ("vattention-speed", "operator, 32 KV heads", "vAttention, 0.1", 131072),
     ("vattention-speed", "step, Llama-2-7B", "vAttention, 0.1", 32768),
 )
+# Cells whose attentions are held against what their bytes allow: experiment, panel, context.
+BOUND_CELLS = (
+    ("quest-fig9", "self-attention", 32768),
+    ("twilight-fig7", "batch 8", 30720),
+    ("twilight-fig7", "batch 32", 30720),
+    ("vattention-speed", "operator, 32 KV heads", 32768),
+    ("vattention-speed", "operator, 32 KV heads", 131072),
+)
 
 
 def tokens(count):
@@ -56,6 +64,19 @@ def headline_rows(experiments):
             if (row["panel"], row["label"], row["context"]) == (panel, label, context) and row["time_us"] is not None:
                 found.append((name, row))
     return found
+
+
+def bound_rows(experiments):
+    """[(cell's name, its whole lines)] of BOUND_CELLS, as far as they were measured."""
+    cells = []
+    for name, panel, context in BOUND_CELLS:
+        rows = [
+            row for row in experiments.get(name, {"rows": []})["rows"]
+            if (row["panel"], row["context"]) == (panel, context) and row["verdict"] != "part" and row["bound_share"]
+        ]  # fmt: skip
+        if rows:
+            cells.append((f"{name}, {tokens(context)}, batch {rows[0]['batch']}", rows))
+    return cells
 
 
 def headline_table(found):
@@ -178,6 +199,28 @@ def draw_headlines(folder, found, plt, source):
     save(folder, "papers", figure)
 
 
+def draw_bounds(folder, cells, plt, source):
+    """What share of a layer's time its bytes account for, a group of bars a cell."""
+    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.24 * sum(len(rows) + 1 for _, rows in cells)))
+    names = []
+    for number, (cell, rows) in enumerate(cells):
+        for row in rows:
+            y = len(names) + number
+            label = f"{row['time_us']:.0f} µs, by bytes {row['bound_us']:.0f}; {row['kept_tokens']:.0f} tokens kept"
+            axis.barh(y, 100 * row["bound_share"], color=plt.get_cmap("tab10")(number), alpha=0.85)
+            axis.text(1, y, label, va="center", fontsize=7)
+            names.append((y, f"{row['label'].replace(' (paper: FlashInfer)', '')} ({cell})"))
+    axis.set_yticks([y for y, _ in names])
+    axis.set_yticklabels([name for _, name in names], fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 105)
+    axis.set_xlabel("bytes / read rate, of the time (%)")
+    axis.set_title(f"attention of a layer against its byte bound\n{source}", fontsize=9)
+    axis.grid(True, axis="x", alpha=0.2)
+    axis.set_axisbelow(True)
+    save(folder, "bounds", figure)
+
+
 def save(folder, name, figure):
     figure.tight_layout()
     for ending in ("png", "svg"):
@@ -220,6 +263,10 @@ def main():
             if not (folder / f"{name}.png").exists():
                 subprocess.run([sys.executable, str(PLOTS), str(folder / f"{name}.json")], check=True)
             text.append(f"- [{document['title']}]({name}.md) ([picture]({name}.png), [CSV]({name}.csv))")
+    cells = bound_rows(experiments)
+    if cells:
+        draw_bounds(folder, cells, pyplot, source)
+        text += ["", "## Attention against its bytes", "", "![attention against its byte bound](bounds.png)"]
     if steps:
         write_steps(folder, steps)
         draw_steps(folder, steps, pyplot, ticker, source)
