@@ -66,6 +66,11 @@ def plan(folder, vesper, python):
         ], stdout=False)
         for name in EXPERIMENTS
     ]  # fmt: skip
+    below = [f"{arm},dense_below=16384" for arm in SPARSE]
+    parts.append(Part("threshold", "threshold.json", [
+        *bench, "--model", f"synthetic:{MODELS[0]}", "--context", "1k,8k", "--attention", "dense", *below, *PEAKED,
+        "--repeats", "5", "--max-tokens", "16",
+    ]))  # fmt: skip
     for model, batch in ((model, batch) for batch in (1, 8) for model in MODELS):
         # The largest context that the card holds beside the weights, in keys and values alone.
         most = {("llama-3.1-8b", 1): "128k", ("llama-2-7b", 1): "64k", ("llama-3.1-8b", 8): "32k"}
@@ -137,7 +142,7 @@ def main():
     parser.add_argument("folder", type=pathlib.Path, help="where results are and go")
     parser.add_argument("--vesper", default=str(ROOT / "build" / "bin" / "vesper"), help="the binary")
     parser.add_argument("--python", default=sys.executable, help="one that has the peers")
-    kinds = ("peers", "steps", "repro", "crossover", "dense")
+    kinds = ("peers", "steps", "repro", "threshold", "crossover", "dense")
     parser.add_argument("--parts", nargs="+", choices=kinds, default=kinds, help="what to measure")
     parser.add_argument("--seconds", type=float, default=36000.0, help="end after so many")
     parser.add_argument("--commit", default=commit(), help="of the binary; that of this checkout where it is not given")

@@ -273,6 +273,9 @@ def main():
         text += ["", "## The whole step", "", "![steps](steps.png)", "", *step_table(steps), ""]
         text += [f"- Left out: {reason}." for step in steps for reason in step["skipped"]]
         text += ["", "All columns: [steps.csv](steps.csv)."]
+    for document in load(folder, "threshold.json"):
+        text += ["", "## Sparse layers under their threshold", "", "Contexts of at most `dense_below` attend dense:", ""]
+        text += step_table([document])
     if crossovers:
         text += ["", "## From which context sparse is faster", "", *crossover_table(crossovers)]
     if (folder / "dense.md").exists():
