@@ -23,7 +23,7 @@ dist: ## write a bundle to dist/ that runs on other x86-64 Linux machines
 
 results: ## measure on this machine's GPU what docs/results shows, into RESULTS (docs/results/h100), and draw it
 	python3 apps/results/measure.py $(RESULTS)
-	python3 apps/results/render.py $(RESULTS)
+	python3 apps/results/render.py $(RESULTS) --configs configs/attention/$(notdir $(RESULTS))
 
 sanitize: ## run the tests of the CPU half under AddressSanitizer and UndefinedBehaviorSanitizer
 	configs/scripts/setup.sh build test

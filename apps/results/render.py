@@ -1,9 +1,10 @@
 """Makes a folder that apps/results/measure.py filled readable: README.md, steps.csv, and pictures (PNG and SVG) of the
 whole steps and of the papers' speed-ups beside ours; draws the experiments that have no picture yet.
 
-    apps/results/render.py docs/results/h100
+    apps/results/render.py docs/results/h100 [--configs configs/attention/h100]
 
-Needs matplotlib. Nothing is measured here: the same files give the same words.
+--configs: also writes what the crossovers found as configurations of attention, one for each model, batch and attention
+that is faster than dense at some context. Needs matplotlib. Nothing is measured here: the same files give the same words.
 """
 
 import argparse
@@ -137,6 +138,24 @@ def crossover_table(runs):
     return lines
 
 
+def write_configs(folder, runs):
+    """A configuration for each crossover: dense layers 0 and 1, and the others sparse from dense_below on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.json"):
+        stale.unlink()
+    for run in runs:
+        for found in run["crossovers"]:
+            if found["dense_below"] is None:
+                continue
+            backend, _, settings = found["attention"].partition(":")
+            pairs = [pair.split("=") for pair in settings.split(",") if pair]
+            rule = {"layers": "2-", "backend": backend} | {key: json.loads(value) for key, value in pairs}
+            rule["dense_below"] = found["dense_below"]
+            fields = ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in rule.items())
+            text = f'{{\n  "attention": [\n    {{ "layers": "all", "backend": "dense" }},\n    {{ {fields} }}\n  ]\n}}\n'
+            (folder / f"{short(run['model'])}-batch-{run['batch']}-{backend}.json").write_text(text)
+
+
 def write_steps(folder, runs):
     rows = [row for run in runs for row in run["rows"]]
     if not rows:
@@ -232,7 +251,9 @@ def save(folder, name, figure):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path, help="that of apps/results/measure.py")
-    folder = parser.parse_args().folder
+    parser.add_argument("--configs", type=pathlib.Path, help="where crossovers go as configurations")
+    options = parser.parse_args()
+    folder = options.folder
     try:
         import matplotlib
     except ImportError:
@@ -278,6 +299,9 @@ def main():
         text += step_table([document])
     if crossovers:
         text += ["", "## From which context sparse is faster", "", *crossover_table(crossovers)]
+        if options.configs:
+            write_configs(options.configs, crossovers)
+            text += ["", f"As configurations, one for each that is faster somewhere: `{options.configs}/`."]
     if (folder / "dense.md").exists():
         text += ["", "## Dense attention beside its peers", "", (folder / "dense.md").read_text().strip()]
     (folder / "README.md").write_text("\n".join(text) + "\n")
