@@ -92,7 +92,7 @@ struct StreamedWeight {
   }
   __device__ int run_bytes(int chunk) const { return 2 * max(0, min(kChunk, columns - chunk * kChunk)); }
 
-  // octets[c]: this lane's of x at columns 32 c ... of the chunk, zero outside of the matrix.
+  // octets[c]: this lane's of x at columns 32 c ... of the chunk, zero behind the row's end.
   __device__ void multiply(const unsigned char* stage, int chunk, const uint4 (&octets)[kChunk / 32],
                            Sums& sums) const {
     uint4 low[kChunk / 32];
@@ -147,7 +147,7 @@ template <typename Weight>
 struct alignas(128) GemvShared {
   float partial[kPartials][kGemvWarps][kGemvTokens][2 * Weight::kBand];  // of tiles by turns
   std::uint64_t landed[kGemvWarps][kGemvMaxDepth];
-  std::uint64_t summed[kPartials];  // all warps have put their part there
+  std::uint64_t summed[kPartials];  // all threads have put their part there
   std::uint64_t taken[kPartials];   // the parts have been added up: the place is free
 };
 
@@ -287,8 +287,8 @@ __device__ void stream_products(const Weight& weight, const StreamedInput<typena
   const int quad = this_lane() % 4;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPartials; ++i) {
-      make_barrier(shared_address(&shared.summed[i]), kGemvWarps);
-      make_barrier(shared_address(&shared.taken[i]), 1);
+      make_barrier(shared_address(&shared.summed[i]), kGemvThreads);
+      make_barrier(shared_address(&shared.taken[i]), kWarpThreads);
     }
   }
   WeightStream<Weight> stream(weight, depth, shared, memory + sizeof(GemvShared<Weight>));
@@ -296,19 +296,25 @@ __device__ void stream_products(const Weight& weight, const StreamedInput<typena
 
   wait_for_previous();
   const int tokens = input.tokens;
-  const auto* x = input.x + static_cast<std::int64_t>(min(group, tokens - 1)) * weight.columns;
+  // Absent tokens take a row that is there: nobody reads their sums.
+  const auto* x = input.x + static_cast<std::int64_t>(min(group, tokens - 1)) * weight.columns + quad * kVectorWidth;
   int turn = 0;  // tiles of this block so far
   for (int tile = static_cast<int>(blockIdx.x); tile < weight.tile_rows.tiles;
        tile += static_cast<int>(gridDim.x), ++turn) {
     typename Weight::Sums sums;
     for (int step = 0; step < stream.steps(); ++step) {
       const int chunk = this_warp() + step * kGemvWarps;
-      const int column = chunk * Weight::kChunk + quad * kVectorWidth;
+      const int column = chunk * Weight::kChunk;
       uint4 octets[Weight::kChunk / 32];
+      if (kAligned && column + Weight::kChunk <= weight.columns) {
 #pragma unroll
-      for (int c = 0; c < Weight::kChunk / 32; ++c) {
-        const int inside = group < tokens ? weight.columns - column - 32 * c : 0;
-        octets[c] = load_eight<kAligned>(x + column + 32 * c, inside);
+        for (int c = 0; c < Weight::kChunk / 32; ++c) octets[c] = *reinterpret_cast<const uint4*>(x + column + 32 * c);
+      } else {
+#pragma unroll
+        for (int c = 0; c < Weight::kChunk / 32; ++c) {
+          const int inside = weight.columns - column - quad * kVectorWidth - 32 * c;
+          octets[c] = load_eight<kAligned>(x + column + 32 * c, inside);
+        }
       }
       weight.multiply(stream.front(), chunk, octets, sums);
       stream.pop();
@@ -326,8 +332,7 @@ __device__ void stream_products(const Weight& weight, const StreamedInput<typena
         if (t < tokens) partial[this_warp()][t][16 * sixteen + i / 2 * 8 + group] = sums.total(sixteen, i);
       }
     }
-    __syncwarp();
-    if (this_lane() == 0) arrive(shared_address(&shared.summed[place]));
+    arrive(shared_address(&shared.summed[place]));
     if (turn % kGemvWarps != this_warp()) continue;
     wait_phase(shared_address(&shared.summed[place]), parity);
     for (int i = this_lane(); i < Weight::kBand * tokens; i += static_cast<int>(kWarpThreads)) {
@@ -342,8 +347,7 @@ __device__ void stream_products(const Weight& weight, const StreamedInput<typena
       }
       output(t, weight.tile_rows.template low<Weight::kBand>(tile) + row, low, high);
     }
-    __syncwarp();
-    if (this_lane() == 0) arrive(shared_address(&shared.taken[place]));
+    arrive(shared_address(&shared.taken[place]));
   }
 }
 
