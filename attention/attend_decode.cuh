@@ -111,6 +111,31 @@ DecodeArgs<T> decode_args(const AttentionShape& shape, const TensorRef& q, const
   return args;
 }
 
+// What a block attends for, and where its part goes: partial results are rows of head_dim channels, and beside them
+// log-sum-exps, one for each head of the group.
+struct BlockPart {
+  int s;
+  int kv_head;
+  int split;         // of the list or sequence
+  int splits;        // 1: the result is the output
+  std::int64_t row;  // of the group's first head
+  int row_stride;    // to the next head's
+};
+// Of a grid (kv_heads, splits, seqs).
+template <typename T>
+__device__ BlockPart part_of_grid(const DecodeArgs<T>& args) {
+  const auto s = static_cast<int>(blockIdx.z);
+  const auto kv_head = static_cast<int>(blockIdx.x);
+  const auto split = static_cast<int>(blockIdx.y);
+  const std::int64_t heads = args.q.shape(1);
+  return {.s = s,
+          .kv_head = kv_head,
+          .split = split,
+          .splits = args.splits,
+          .row = (s * heads + std::int64_t{kv_head} * args.group) * args.splits + split,
+          .row_stride = args.splits};
+}
+
 // Says that split blockIdx.y of sequence blockIdx.z is empty for the group's heads.
 template <typename T>
 __device__ void leave_empty(const DecodeArgs<T>& args) {
@@ -143,14 +168,14 @@ struct Queries {
 };
 
 template <typename T, int kHeadDim, int kTiles>
-__device__ Queries<kHeadDim, kTiles> load_queries(const DecodeArgs<T>& args) {
+__device__ Queries<kHeadDim, kTiles> load_queries(const DecodeArgs<T>& args, const BlockPart& part) {
   Queries<kHeadDim, kTiles> q = {};
   const int lane = this_lane();
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
     const int head = lane / 4 + kTileHeads * tile;
     if (head >= args.group) continue;
-    const T* from = &args.q(blockIdx.z, static_cast<int>(blockIdx.x) * args.group + head, 2 * (lane % 4));
+    const T* from = &args.q(part.s, part.kv_head * args.group + head, 2 * (lane % 4));
 #pragma unroll
     for (int d = 0; d < kHeadDim; d += 16) {
       q.b[tile][d / 16][0] = *reinterpret_cast<const unsigned*>(from + d);
@@ -336,7 +361,8 @@ __device__ void lay_out_warps(const Running<kHeadDim, kTiles>& running, float* r
 // Merges the warps' results, weighted by their sums relative to the common maximum, then those of the cluster, and
 // writes the block's heads: the output, or where other clusters or blocks have other splits, this split's part.
 template <typename T, int kHeadDim, int kTiles>
-__device__ void finish_split(const DecodeArgs<T>& args, const Running<kHeadDim, kTiles>& running, float* rings) {
+__device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, const Running<kHeadDim, kTiles>& running,
+                             float* rings) {
   constexpr int kRingFloats = kRingBytes<kHeadDim> / 4;
   constexpr int kRowVectors = kHeadDim / 4;
   __shared__ float maxima[kDecodeWarps][kMaxGroup];
@@ -344,9 +370,8 @@ __device__ void finish_split(const DecodeArgs<T>& args, const Running<kHeadDim, 
   lay_out_warps<kHeadDim, kTiles>(running, rings, maxima, sums);
   __syncthreads();
 
-  const int first_head = static_cast<int>(blockIdx.x) * args.group;
-  const int split = static_cast<int>(blockIdx.y);
-  const auto s = blockIdx.z;
+  const int first_head = own.kv_head * args.group;
+  const int split = own.split;
   const int vectors = args.group * kRowVectors;
   // Of a cluster, the block with split i gives out the i-th run of the group's vectors of four channels.
   const int cluster = cluster_blocks();
@@ -378,12 +403,13 @@ __device__ void finish_split(const DecodeArgs<T>& args, const Running<kHeadDim, 
     if (cluster > 1) {
       if (sum != 0.0F) *in_block(received + split * run + i % run, static_cast<unsigned>(i / run)) = out;
       if (d / 4 < cluster) *in_block(received_lse + split * args.group + row, static_cast<unsigned>(d / 4)) = lse;
-    } else if (args.splits > 1) {
-      *reinterpret_cast<float4*>(&args.partials.out(s, h, split, d)) = out;
-      if (d == 0) args.partials.lse(s, h, split) = lse;
+    } else if (own.splits > 1) {
+      const std::int64_t to = own.row + std::int64_t{row} * own.row_stride;
+      *reinterpret_cast<float4*>(args.partials.out.data() + to * kHeadDim + d) = out;
+      if (d == 0) args.partials.lse.data()[to] = lse;
     } else {
-      *reinterpret_cast<uint2*>(&args.out(s, h, d)) = {narrow_pair<T>(out.x, out.y), narrow_pair<T>(out.z, out.w)};
-      if (d == 0 && args.lse.data() != nullptr) args.lse(s, h) = lse;
+      *reinterpret_cast<uint2*>(&args.out(own.s, h, d)) = {narrow_pair<T>(out.x, out.y), narrow_pair<T>(out.z, out.w)};
+      if (d == 0 && args.lse.data() != nullptr) args.lse(own.s, h) = lse;
     }
   }
   if (cluster == 1) return;
@@ -406,7 +432,7 @@ __device__ void finish_split(const DecodeArgs<T>& args, const Running<kHeadDim, 
     }
 #pragma unroll
     for (int r = 1; r < kMergeLanes; ++r) lanes[0].join(lanes[r]);
-    store_merged(args.out, args.lse, s, first_head + row, vector % kRowVectors * 4, lanes[0], shift);
+    store_merged(args.out, args.lse, own.s, first_head + row, vector % kRowVectors * 4, lanes[0], shift);
   }
 }
 

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   }
   wait_for_previous();
 
-  const auto q = load_queries<T, kHeadDim, kTiles>(args);
+  const auto q = load_queries<T, kHeadDim, kTiles>(args, part_of_grid(args));
   auto running = nothing_yet<kHeadDim, kTiles>();
   int slot = 0;
   for (int token = first; token < end; token += kStride) {
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   }
   wait_copies<0>();
   __syncwarp();
-  finish_split<T, kHeadDim, kTiles>(args, running, reinterpret_cast<float*>(shared));
+  finish_split<T, kHeadDim, kTiles>(args, part_of_grid(args), running, reinterpret_cast<float*>(shared));
 }
 
 template <typename T>

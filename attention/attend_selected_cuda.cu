@@ -6,7 +6,9 @@
 // Shapes: q, out [seqs, heads, head_dim]; K and V [pages, kv_heads, page_tokens, head_dim] in tile order
 //   (kvcache/layout.h); lists [seqs, kv_heads, capacity] as in attention/selection.h; partials as in dense decode.
 // Mapping: grid (kv_heads, splits, seqs), the splits covering the capacity; within a block as in
-//   attention/attend_decode.cuh. A split behind a list's end leaves at once with lse = -inf. Of a list of pages a piece
+//   attention/attend_decode.cuh. A split behind a list's end leaves at once with lse = -inf. Where there are tickets
+//   the same number of blocks, in one row, share the lists out by their counts and merge them in the same launch
+//   (attention/shared_lists.cuh). Of a list of pages a piece
 //   is 16 lines of one page, copied as they lie; of a list of tokens it is 16 rows gathered from anywhere. Pieces,
 //   warps and order are those of dense decode attention: a list of everything, split alike, gives its bits.
 // Byte bound: K and V of the listed tokens once, attend_decode_cost() of their number, and 4 bytes an entry.
@@ -14,6 +16,7 @@
 #include "attention/attend_decode.h"
 #include "attention/attend_selected.h"
 #include "attention/gather_piece.cuh"
+#include "attention/shared_lists.cuh"
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
 
@@ -28,6 +31,7 @@ struct SelectedArgs {
   TensorView<const std::int32_t, 2> tail_begin;
   TensorView<const float, 2> tail_log_weight;
   int min_entries = 0;
+  SharedLists shared;          // where the lists are shared out
   float inverse_scale = 0.0F;  // turns log-weights into scores before their scale
 };
 
@@ -45,24 +49,37 @@ __device__ void weigh_keys_from(int begin, float weight, Scores<kTiles>& scores)
 
 // Keys are counted along the list: those of entry e of a list of pages are e * page_tokens ..., whether all are visible
 // or not.
-template <typename T, int kHeadDim, int kTiles, SelectionUnit kUnit>
+template <typename T, int kHeadDim, int kTiles, SelectionUnit kUnit, bool kShared>
 __global__ void __launch_bounds__(kDecodeThreads, 2)
     attend_selected_split_list(const __grid_constant__ SelectedArgs<T> selected) {
   extern __shared__ __align__(256) unsigned char shared[];  // one ring a warp
   constexpr bool kOfPages = kUnit == SelectionUnit::kPages;
   const DecodeArgs<T>& args = selected.decode;
-  const int kv_head = static_cast<int>(blockIdx.x);
-  const auto s = blockIdx.z;
   wait_for_previous();
+  BlockPart part = part_of_grid(args);
+  if constexpr (kShared) {
+    if (!find_part(selected.shared, args.group, reinterpret_cast<std::int32_t*>(shared), part)) return;
+  }
+  const int s = part.s;
+  const int kv_head = part.kv_head;
+  const auto kv_heads = static_cast<unsigned>(selected.count.shape(1));
   const int kv_len = args.kv_len(s);
   if (!args.lengths.contains(kv_len)) return;
   const bool alone = cluster_blocks() == 1;
   if (!alone) arrive_in_cluster();
   const int entries = selected.count(s, kv_head);
-  const int split_entries = split_length(entries, args.splits, selected.min_entries, 1);
-  const int first_entry = static_cast<int>(blockIdx.y) * split_entries;
-  const int last_entry = min(first_entry + split_entries, entries);
-  if (first_entry >= last_entry && args.splits > 1 && alone) return leave_empty(args);
+  int first_entry;
+  int last_entry;
+  if constexpr (kShared) {
+    const auto border = [&](int split) { return static_cast<int>(std::int64_t{entries} * split / part.splits); };
+    first_entry = border(part.split);
+    last_entry = border(part.split + 1);
+  } else {
+    const int split_entries = split_length(entries, args.splits, selected.min_entries, 1);
+    first_entry = part.split * split_entries;
+    last_entry = min(first_entry + split_entries, entries);
+    if (first_entry >= last_entry && args.splits > 1 && alone) return leave_empty(args);
+  }
   const int entry_shift = kOfPages ? args.page_shift : 0;
   const int line_mask = (1 << args.page_shift) - 1;
   const int end = last_entry << entry_shift;
@@ -92,7 +109,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     const int keys = next_key < end ? min(kPiece, (kOfPages ? kv_len - next_token : end - next_key)) : 0;
     if (keys > 0) {
       const std::int64_t row =
-          ((std::int64_t{next_page} * gridDim.x + kv_head) << args.page_shift) + (next_token & line_mask);
+          ((std::int64_t{next_page} * kv_heads + kv_head) << args.page_shift) + (next_token & line_mask);
       const unsigned slot = ring + next_slot * kSlotBytes<kHeadDim>;
       if constexpr (kOfPages) {
         copy_piece<T, kHeadDim>(slot, args.k, args.v, row * kHeadDim, keys);
@@ -112,7 +129,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
 #pragma unroll
   for (int i = 0; i < kSlots<kHeadDim> - 1; ++i) queued[i] = copy_next();
 
-  const auto q = load_queries<T, kHeadDim, kTiles>(args);
+  const auto q = load_queries<T, kHeadDim, kTiles>(args, part);
   auto running = nothing_yet<kHeadDim, kTiles>();
   int slot = 0;
   for (int key = first; key < end; key += kDecodeWarps * kPiece) {
@@ -134,15 +151,33 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   let_next_start();
   wait_copies<0>();
   __syncwarp();
-  finish_split<T, kHeadDim, kTiles>(args, running, reinterpret_cast<float*>(shared));
+  finish_split<T, kHeadDim, kTiles>(args, part, running, reinterpret_cast<float*>(shared));
+  if constexpr (kShared) {
+    if (part.splits > 1) merge_if_last<T, kHeadDim>(args, selected.shared, part, shared);
+  }
+}
+
+template <typename T, int kHeadDim, SelectionUnit kUnit, bool kShared>
+void launch_selected(const Exec& exec, const AttentionShape& shape, const SelectedArgs<T>& args, const Dims& dims) {
+  launch(kShared ? "attend_selected_shared_lists" : "attend_selected_split_list",
+         shape.group() <= kTileHeads ? attend_selected_split_list<T, kHeadDim, 1, kUnit, kShared>
+                                     : attend_selected_split_list<T, kHeadDim, 2, kUnit, kShared>,
+         dims, exec.stream, args);
 }
 
 template <typename T, int kHeadDim, SelectionUnit kUnit>
 void launch_selected(const Exec& exec, const AttentionShape& shape, const SelectedArgs<T>& args, int seqs) {
-  launch("attend_selected_split_list",
-         shape.group() <= kTileHeads ? attend_selected_split_list<T, kHeadDim, 1, kUnit>
-                                     : attend_selected_split_list<T, kHeadDim, 2, kUnit>,
-         decode_dims<kHeadDim>(shape, args.decode.splits, seqs), exec.stream, args);
+  if (args.shared.spare == 0) {
+    return launch_selected<T, kHeadDim, kUnit, false>(exec, shape, args,
+                                                      decode_dims<kHeadDim>(shape, args.decode.splits, seqs));
+  }
+  const auto blocks = static_cast<unsigned>(shape.kv_heads * args.decode.splits * seqs);
+  launch_selected<T, kHeadDim, kUnit, true>(
+      exec, shape, args,
+      {.grid = dim3(blocks),
+       .block = dim3(kDecodeThreads),
+       .shared_bytes = static_cast<std::size_t>(kDecodeWarps * kRingBytes<kHeadDim>),
+       .overlap = true});
 }
 
 struct CountArgs {
@@ -211,6 +246,10 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
   if (batch.seqs == 0) return;
   const LengthRange lengths{.above = dense.tokens};
   const bool pages = list.unit == SelectionUnit::kPages;
+  const std::int64_t lists = list.count.size();
+  const bool shared = partials.tickets.data() != nullptr && splits > 1;
+  // Entries of all lists are counted in 32 bits.
+  assert(!shared || (lists <= kMostSharedLists && lists * list.index.shape(2) <= INT64_C(0xFFFFFFFF)));
   dispatch_16bit(kv.k.dtype, "attending to a selection on CUDA", [&](auto element) {
     using T = decltype(element);
     const SelectedArgs<T> args{.decode = decode_args<T>(shape, q, kv, batch, lengths, splits, partials, out, lse),
@@ -219,6 +258,12 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
                                .tail_begin = list.tail_begin,
                                .tail_log_weight = list.tail_log_weight,
                                .min_entries = min_entries,
+                               .shared = {.count = list.count,
+                                          .kv_len = batch.kv_len,
+                                          .tickets = partials.tickets,
+                                          .lengths = lengths,
+                                          .spare = shared ? static_cast<int>(lists) * (splits - 1) : 0,
+                                          .min_entries = min_entries},
                                .inverse_scale = 1.0F / shape.scale};
     constexpr auto kPages = SelectionUnit::kPages;
     constexpr auto kTokens = SelectionUnit::kTokens;
@@ -230,7 +275,8 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
             : launch_selected<T, 64, kTokens>(exec, shape, args, batch.seqs);
     }
   });
-  if (splits > cluster_of(shape, splits, batch.seqs)) merge_splits(exec, shape, batch, lengths, partials, out, lse);
+  if (!shared && splits > cluster_of(shape, splits, batch.seqs))
+    merge_splits(exec, shape, batch, lengths, partials, out, lse);
 }
 
 void count_selected(const Exec& exec, const AttentionShape& shape, const Batch& batch, const Selection& list,

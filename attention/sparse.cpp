@@ -12,6 +12,10 @@ namespace {
 
 constexpr std::int64_t kFloatBytes = 4;
 
+// Lists that share splits out have one spare block each, or more where that leaves fewer than half of the blocks that
+// run at once: a list of the mean length is cut into as many parts, so equal lists of more than so many stay whole.
+constexpr int kSpareShare = 2;
+
 constexpr int divide_up(int a, int b) {
   return (a + b - 1) / b;
 }
@@ -42,8 +46,28 @@ int page_list_bound(const PageBudget& budget, int tokens, int page_tokens) {
   return std::min(pages, std::max(chosen, forced));
 }
 
+bool shares_lists(const AttentionLimits& limits, int units, int seqs) {
+  const std::int64_t lists = std::int64_t{seqs} * limits.shape.kv_heads;
+  // Two blocks a list are a cluster up to three quarters of the multiprocessors, which are half of the units.
+  const bool clusters = 4 * 2 * lists <= 3 * (units / 2);
+  return limits.device == DeviceKind::kCuda && !clusters && lists <= kMostSharedLists;
+}
+
 int list_splits(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries) {
-  return std::min(wanted_splits(seqs, limits.shape.kv_heads, units), divide_up(entries, min_entries));
+  const int lists = seqs * limits.shape.kv_heads;
+  const int wanted = shares_lists(limits, units, seqs) ? 1 + divide_up(units / kSpareShare, lists)
+                                                       : wanted_splits(seqs, limits.shape.kv_heads, units);
+  return std::min(wanted, divide_up(entries, min_entries));
+}
+
+SplitPartials list_partials(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries,
+                            float* memory, TensorView<std::int32_t, 2> tickets) {
+  const AttentionShape& shape = limits.shape;
+  const int splits = list_splits(limits, units, seqs, entries, min_entries);
+  const std::int64_t rows = std::int64_t{seqs} * shape.heads * splits;
+  return {.out = TensorView<float, 4>(memory, seqs, shape.heads, splits, shape.head_dim),
+          .lse = TensorView<float, 3>(memory + rows * shape.head_dim, seqs, shape.heads, splits),
+          .tickets = shares_lists(limits, units, seqs) ? tickets : TensorView<std::int32_t, 2>()};
 }
 
 std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int min_entries) {
@@ -132,14 +156,9 @@ void SparseAttention::attend(const Exec& exec, const AttendLayer& layer, const T
     return attend_selected_cost(limits_.shape, limits_.dtype, seqs, listed_tokens(exec, limits_.shape, list));
   });
   const AttentionShape& shape = limits_.shape;
-  const int entries = static_cast<int>(list.index.shape(2));
-  const int splits = list_splits(limits_, units_, batch.seqs, entries, min_entries_);
-  auto* floats = static_cast<float*>(partials_.data());
-  const std::int64_t rows = std::int64_t{batch.seqs} * shape.heads * splits;
-  assert(rows * (shape.head_dim + 1) * kFloatBytes <= partials_.bytes());
-  const SplitPartials partials{
-      .out = TensorView<float, 4>(floats, batch.seqs, shape.heads, splits, shape.head_dim),
-      .lse = TensorView<float, 3>(floats + rows * shape.head_dim, batch.seqs, shape.heads, splits)};
+  const SplitPartials partials = list_partials(limits_, units_, batch.seqs, static_cast<int>(list.index.shape(2)),
+                                               min_entries_, static_cast<float*>(partials_.data()), tickets(batch));
+  assert((partials.out.size() + partials.lse.size()) * kFloatBytes <= partials_.bytes());
   attend_selected(exec, shape, q, layer.kv, batch, list, min_entries_, dense_limit_, partials, out, lse);
   if (counters.lists.data() == nullptr) return;
   layer.begin_stage(exec, "count", [=, this, seqs = batch.seqs] {

@@ -26,6 +26,7 @@ constexpr int kBaseBudget = 8192;
 constexpr float kTopP = 0.85F;
 constexpr int kPrefillTokens = 2048;
 constexpr int kMinSplitTokens = 128;
+constexpr double kSpread = 100.0;
 
 std::string same_list(const std::string& what, const HostList& found, const HostList& expected) {
   if (found.entries() == expected.entries()) return fmt::format("CPU, same list of {}", found.numbers[0]);
@@ -174,13 +175,9 @@ class AttentionKernels {
   }
 
   void attend(const std::string& kernel, const Selection& list, int min_entries) {
-    const auto entries = static_cast<int>(list.index.shape(2));
-    const int splits = list_splits(limits_, units_, world_.seqs(), entries, min_entries);
-    float* floats = scratch().partials.data();
-    const std::int64_t rows = std::int64_t{world_.seqs()} * shape_.heads * splits;
-    const SplitPartials partials{
-        .out = TensorView<float, 4>(floats, world_.seqs(), shape_.heads, splits, shape_.head_dim),
-        .lse = TensorView<float, 3>(floats + rows * shape_.head_dim, world_.seqs(), shape_.heads, splits)};
+    const Scratch s = scratch();
+    const SplitPartials partials = list_partials(limits_, units_, world_.seqs(), static_cast<int>(list.index.shape(2)),
+                                                 min_entries, s.partials.data(), s.tickets);
     KernelRow& row = time(
         "attend", kernel,
         attend_selected_cost(shape_, world_.dtype(), world_.seqs(), listed_tokens(exec_, shape_, list)), [&](int turn) {
@@ -189,6 +186,31 @@ class AttentionKernels {
         });
     const HostList host(exec_, list);
     row.check = check_attended(row.kernel, world_.dtype(), group_rows(world_.out(0)), truth_->attend(&host.list));
+  }
+
+  // Lists of tokens whose counts differ by a factor of kSpread, evenly in their logarithms (multiples of the golden
+  // ratio): tokens spread over the context, the newest on every list.
+  void attend_spread() {
+    const Selection& list = scratch().tokens;
+    const int context = world_.context();
+    const auto capacity = static_cast<std::size_t>(list.index.shape(2));
+    const auto lists = static_cast<std::size_t>(list.count.size());
+    std::vector<std::int32_t> index(capacity * lists);
+    std::vector<std::int32_t> counts(lists);
+    for (std::size_t l = 0; l < lists; ++l) {
+      const double share = std::fmod(static_cast<double>(l) * 0.6180339887498949, 1.0);
+      const int count = std::max(1, static_cast<int>(context / 4.0 * std::pow(kSpread, -share)));
+      counts[l] = count;
+      for (int i = 0; i < count; ++i) {
+        index[l * capacity + static_cast<std::size_t>(i)] =
+            static_cast<std::int32_t>(std::int64_t{context} * (i + 1) / count - 1);
+      }
+    }
+    copy_bytes(exec_, list.index.data(), index.data(), list.index.size() * 4);
+    copy_bytes(exec_, list.count.data(), counts.data(), list.count.size() * 4);
+    copy_bytes(exec_, list.tail_begin.data(), counts.data(), list.count.size() * 4);
+    synchronize(exec_);
+    attend(fmt::format("lists whose counts differ by {:.0f}x", kSpread), list, kMinSplitTokens);
   }
 
   // Times scores of all pages, and gives those of the first list, checked.
@@ -302,6 +324,7 @@ class AttentionKernels {
                 base.list, rule, {}, by_cpu.list);
     prune.check = same_list(prune.kernel, HostList(exec_, s.tokens), by_cpu);
     attend("pruned tokens", s.tokens, kMinSplitTokens);
+    const std::int64_t pruned = listed_tokens(exec_, shape_, s.tokens);
 
     const Cost paging = score_pages_cost(shape_, world_.dtype(), PageScore::kMinMax, world_.seqs(),
                                          std::int64_t{world_.seqs()} * world_.pages());
@@ -311,8 +334,8 @@ class AttentionKernels {
     settings.top_p = kTopP;
     settings.base_budget = base_budget().tokens;
     whole(fmt::format("twilight, top-p 0.85 of {} candidates", candidates), make_twilight(settings, 0, limits_),
-          {.bytes = paging.bytes + scoring.bytes, .flops = paging.flops + scoring.flops},
-          listed_tokens(exec_, shape_, s.tokens));
+          {.bytes = paging.bytes + scoring.bytes, .flops = paging.flops + scoring.flops}, pruned);
+    attend_spread();
   }
 
   void vattention() {

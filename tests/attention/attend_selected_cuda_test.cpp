@@ -54,21 +54,34 @@ struct SelectedWorld : World<T> {
 
   // On the device, over poisoned outputs and partial results.
   void attend(Lists& lists, int split_entries, DenseLimit dense = {}) {
+    attend_in((lists.capacity() + split_entries - 1) / split_entries, lists, split_entries, dense, false);
+  }
+
+  // The same by `splits` blocks a list that are shared out by the lists' counts.
+  void attend_shared(Lists& lists, int splits, int min_entries, DenseLimit dense = {}) {
+    attend_in(splits, lists, min_entries, dense, true);
+  }
+
+  void attend_in(int splits, Lists& lists, int min_entries, DenseLimit dense, bool shared) {
     const int seqs = ragged.batch.seqs;
-    const int splits = (lists.capacity() + split_entries - 1) / split_entries;
     const std::size_t partial_rows = this->rows() * static_cast<std::size_t>(splits);
     const Buffer partial_out =
         upload(stream, std::vector<float>(partial_rows * static_cast<std::size_t>(shape.head_dim), NAN));
     const Buffer partial_lse = upload(stream, std::vector<float>(partial_rows, NAN));
     const Buffer device_lse = upload(stream, std::vector<float>(this->rows(), NAN));
     const DeviceLists device(stream, lists, seqs);
-    const SplitPartials partials{partial_out.view<float>(seqs, shape.heads, splits, shape.head_dim),
-                                 partial_lse.view<float>(seqs, shape.heads, splits)};
+    const std::vector<std::int32_t> zeros(static_cast<std::size_t>(seqs) * shape.kv_heads, 0);
+    const Buffer tickets = upload(stream, zeros);
+    const SplitPartials partials{
+        partial_out.view<float>(seqs, shape.heads, splits, shape.head_dim),
+        partial_lse.view<float>(seqs, shape.heads, splits),
+        shared ? tickets.view<std::int32_t>(seqs, shape.kv_heads) : TensorView<std::int32_t, 2>()};
     this->on_device([&](const TensorRef& dq, const LayerKv& kv, const Batch& batch, const TensorRef& dout) {
-      attend_selected(stream.exec(), shape, dq, kv, batch, device.view, split_entries, dense, partials, dout,
+      attend_selected(stream.exec(), shape, dq, kv, batch, device.view, min_entries, dense, partials, dout,
                       device_lse.view<float>(seqs, shape.heads));
     });
     this->lse = download<float>(stream, device_lse, this->rows());
+    EXPECT_EQ(download<std::int32_t>(stream, tickets, zeros.size()), zeros);
   }
 
   // What the CPU finds for these lists, in one split, and how far the device may be from it.
@@ -155,6 +168,71 @@ TYPED_TEST(AttendSelectedCuda, RandomListsOverRandomShapes) {
         }
       }
     }
+  }
+}
+
+// Lists of all the entries there are beside lists of a hundredth of them and of one, more lists than threads of a
+// block.
+TYPED_TEST(AttendSelectedCuda, SharesOutListsOfVeryDifferentLengths) {
+  VESPER_NEEDS_GPU();
+  std::mt19937 random(10);
+  int i = 0;
+  for (const int group : {1, 4, 9}) {
+    for (const int head_dim : {64, 128}) {
+      const AttentionShape shape = make_shape(3 + i % 2, group, head_dim, kPages[i % 3]);
+      std::vector<int> lengths = {3000, 1, 40};
+      while (static_cast<int>(lengths.size()) < (i % 2 == 0 ? 7 : 60)) lengths.push_back(draw(random, 1, 200));
+      ++i;
+      SelectedWorld<TypeParam> world(random, shape, lengths);
+      for (const SelectionUnit unit : kUnits) {
+        int number = 0;
+        Lists lists(unit, shape, world.ragged.batch, i % 4, [&](int n) {
+          ++number;
+          return random_list(random, n, number % 3 == 0 ? 0.9 : 0.01, number % 2 == 0 ? 0.0 : 0.05);
+        });
+        for (const DenseLimit dense : {DenseLimit{0}, DenseLimit{150}}) {
+          world.find_expected_of(lists, dense);
+          for (const auto& [splits, min_entries] : {std::pair{2, 1}, std::pair{2, 128}, std::pair{9, 5}}) {
+            world.attend_shared(lists, splits, min_entries, dense);
+            world.check(describe(shape, lists, min_entries) + ", shared, splits " + std::to_string(splits), true);
+            const std::vector<float> first = world.out;
+            world.attend_shared(lists, splits, min_entries, dense);
+            for (std::size_t e = 0; e < first.size(); ++e) {  // what is left alone is NaN
+              ASSERT_TRUE(world.out[e] == first[e] || std::isnan(first[e])) << describe(shape, lists, min_entries);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// What a list is cut into follows from the counts, whoever stands before it: equal lists are cut alike, and a list
+// whose share is one part is read as the one block of a list would read it.
+TYPED_TEST(AttendSelectedCuda, SharesEqualListsOutAlike) {
+  VESPER_NEEDS_GPU();
+  std::mt19937 random(11);
+  const AttentionShape shape = make_shape(8, 4, 128, 16);
+  SelectedWorld<TypeParam> world(random, shape, std::vector<int>(8, 700));
+  for (const SelectionUnit unit : kUnits) {
+    Lists lists(unit, shape, world.ragged.batch, 0, everything);
+    world.attend(lists, lists.capacity());
+    const std::vector<float> whole = world.out;
+    world.attend_shared(lists, 2, 1);
+    EXPECT_EQ(world.out, whole) << describe(lists);
+    // Copies of one sequence have one output, in many parts as well.
+    for (int s = 1; s < world.ragged.batch.seqs; ++s) {
+      for (int p = 0; p < (700 + 15) / 16; ++p) {
+        const auto pages = static_cast<std::int64_t>(world.ragged.batch.page_table.shape(1));
+        world.ragged.page_table[static_cast<std::size_t>(s * pages + p)] =
+            world.ragged.page_table[static_cast<std::size_t>(p)];
+      }
+      const auto row = static_cast<std::ptrdiff_t>(shape.heads) * shape.head_dim;
+      std::copy_n(world.q.begin(), row, world.q.begin() + s * row);
+    }
+    world.attend_shared(lists, 6, 1);
+    const auto row = static_cast<std::size_t>(shape.heads) * static_cast<std::size_t>(shape.head_dim);
+    for (std::size_t e = row; e < world.out.size(); ++e) ASSERT_EQ(world.out[e], world.out[e % row]);
   }
 }
 
