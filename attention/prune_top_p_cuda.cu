@@ -2,7 +2,8 @@
 //
 //   scores [seqs, heads, capacity] f32; tokens.index [seqs, kv_heads, capacity]
 //
-// A cluster of blocks of 512 threads takes one KV head of one sequence: its blocks deal out the query heads, find the
+// A cluster of blocks of kThreads threads takes one KV head of one sequence (1024 where each block has a multiprocessor
+// for itself, 512 where two share one): its blocks deal out the query heads, find the
 // least score that each head keeps (attention/block_threshold.cuh) and note, a bit a candidate, what it keeps. Then
 // each reads the others' notes (of longer rows: the thresholds, and the scores again) for its own part of the
 // candidates, and writes those that any head keeps, or that are forced, in their order, behind those of the blocks
@@ -32,8 +33,6 @@
 namespace vesper::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / static_cast<int>(kWarpThreads);
 constexpr int kHeld = 8192;  // scores of a row that a block holds
 constexpr int kWords = 256;  // of 32 candidates, marked together
 constexpr int kMinPageTokens = 16;
@@ -53,7 +52,9 @@ struct PruneArgs {
   int blocks;  // of a cluster
 };
 
+template <int kThreads>
 struct Shared {
+  static constexpr int kWarps = kThreads / static_cast<int>(kWarpThreads);
   ThresholdShared<kThreads, std::uint64_t> search;
   std::int32_t pages[kHeld / kMinPageTokens];
   unsigned reached[kWords];       // a bit a candidate that one of this block's heads keeps, where rows are held
@@ -74,10 +75,11 @@ static_assert(kThresholdBins > 64 * 29, "masses of scores 28.5 below the largest
 
 // Notes which scores of a held row reach `threshold`, beside those noted before; how many do. A barrier must lie
 // before.
-__device__ int note_reached(Shared& shared, const float* held, int candidates, unsigned threshold) {
+template <int kThreads>
+__device__ int note_reached(Shared<kThreads>& shared, const float* held, int candidates, unsigned threshold) {
   unsigned reached = 0;
 #pragma unroll 4
-  for (int word = this_warp(); word * 32 < candidates; word += kWarps) {
+  for (int word = this_warp(); word * 32 < candidates; word += Shared<kThreads>::kWarps) {
     const int j = word * 32 + this_lane();
     const unsigned of_word = __ballot_sync(kAllLanes, j < candidates && order_of(held[j]) >= threshold);
     if (this_lane() == 0) shared.reached[word] |= of_word;
@@ -86,7 +88,8 @@ __device__ int note_reached(Shared& shared, const float* held, int candidates, u
   return static_cast<int>(block_sum(shared.search, this_lane() == 0 ? reached : 0U));
 }
 
-__device__ int count_reached(Shared& shared, const ScoreRow& row, unsigned threshold) {
+template <int kThreads>
+__device__ int count_reached(Shared<kThreads>& shared, const ScoreRow& row, unsigned threshold) {
   unsigned reached = 0;
   row.for_each<kThreads>([&](float score) { reached += order_of(score) >= threshold ? 1U : 0U; });
   return static_cast<int>(block_sum(shared.search, reached));
@@ -95,7 +98,8 @@ __device__ int count_reached(Shared& shared, const ScoreRow& row, unsigned thres
 // The order of the least score that one query head keeps: of the two thresholds, by mass and by number, the lower. The
 // second is looked for only where the first keeps too few. `held`: room for kHeld scores; where the row fits, what it
 // keeps is noted. Threads leave behind a barrier.
-__device__ unsigned threshold_of_head(Shared& shared, const float* scores, int candidates, float* held,
+template <int kThreads>
+__device__ unsigned threshold_of_head(Shared<kThreads>& shared, const float* scores, int candidates, float* held,
                                       const TopPRule& rule) {
   const bool holds = candidates <= kHeld;
   unsigned order = kOrderOfMinusInfinity;
@@ -133,9 +137,10 @@ __device__ unsigned threshold_of_head(Shared& shared, const float* scores, int c
 }
 
 // Candidates of one KV head: which token each is, and whether it is kept.
+template <int kThreads>
 struct Candidates {
   const PruneArgs& args;
-  Shared& shared;
+  Shared<kThreads>& shared;
   const std::int32_t* pages;  // null: all tokens
   bool noted;                 // each block has noted what its heads keep
   int s, g;
@@ -167,10 +172,11 @@ struct Candidates {
 constexpr int kChunk = kWords * static_cast<int>(kWarpThreads);
 
 // Marks the kept ones of up to kChunk candidates from `begin` on; how many there are. A barrier must lie before.
-__device__ int mark_kept(Shared& shared, const Candidates& of, int begin, int end) {
+template <int kThreads>
+__device__ int mark_kept(Shared<kThreads>& shared, const Candidates<kThreads>& of, int begin, int end) {
   const int words = (min(kChunk, end - begin) + 31) / 32;
 #pragma unroll 2
-  for (int word = this_warp(); word < words; word += kWarps) {
+  for (int word = this_warp(); word < words; word += Shared<kThreads>::kWarps) {
     const int j = begin + word * 32 + this_lane();
     const unsigned kept = __ballot_sync(kAllLanes, j < end && of.keeps(j, of.token(j)));
     if (this_lane() == 0) shared.marks[word] = kept;
@@ -192,9 +198,11 @@ __device__ int mark_kept(Shared& shared, const Candidates& of, int begin, int en
 }
 
 // Writes the marked ones of candidates [begin, end), in their order.
-__device__ void write_kept(const Shared& shared, const Candidates& of, int begin, int end, std::int32_t* to) {
+template <int kThreads>
+__device__ void write_kept(const Shared<kThreads>& shared, const Candidates<kThreads>& of, int begin, int end,
+                           std::int32_t* to) {
   const int words = (min(kChunk, end - begin) + 31) / 32;
-  for (int word = this_warp(); word < words; word += kWarps) {
+  for (int word = this_warp(); word < words; word += Shared<kThreads>::kWarps) {
     const unsigned kept = shared.marks[word];
     if ((kept >> this_lane()) % 2 == 0) continue;
     to[shared.before[word] + __popc(kept & ((1U << this_lane()) - 1U))] = of.token(begin + word * 32 + this_lane());
@@ -207,10 +215,11 @@ __device__ void meet_cluster() {
   wait_for_cluster();
 }
 
-__global__ void __launch_bounds__(kThreads, 2) prune_candidates(const __grid_constant__ PruneArgs args) {
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads, 1024 / kThreads) prune_candidates(const __grid_constant__ PruneArgs args) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared*>(memory);
-  auto* held = reinterpret_cast<float*>(memory + sizeof(Shared));
+  auto& shared = *reinterpret_cast<Shared<kThreads>*>(memory);
+  auto* held = reinterpret_cast<float*>(memory + sizeof(Shared<kThreads>));
   arrive_in_cluster();
   let_next_start();
   const auto thread = static_cast<int>(threadIdx.x);
@@ -242,17 +251,17 @@ __global__ void __launch_bounds__(kThreads, 2) prune_candidates(const __grid_con
   }
   meet_cluster();
 
-  const Candidates of{.args = args,
-                      .shared = shared,
-                      .pages = !listed ? nullptr
-                               : holds ? shared.pages
-                                       : &args.page_index(s, g, 0),
-                      .noted = holds,
-                      .s = s,
-                      .g = g,
-                      .kv_len = kv_len,
-                      .sink_end = tokens_of(args.rule.sink_tokens, kv_len),
-                      .window_begin = kv_len - max(1, tokens_of(args.rule.window_tokens, kv_len))};
+  const Candidates<kThreads> of{.args = args,
+                                .shared = shared,
+                                .pages = !listed ? nullptr
+                                         : holds ? shared.pages
+                                                 : &args.page_index(s, g, 0),
+                                .noted = holds,
+                                .s = s,
+                                .g = g,
+                                .kv_len = kv_len,
+                                .sink_end = tokens_of(args.rule.sink_tokens, kv_len),
+                                .window_begin = kv_len - max(1, tokens_of(args.rule.window_tokens, kv_len))};
   constexpr int kLine = 32;  // scores: parts begin at lines of 128 bytes
   const int part = (candidates + args.blocks * kLine - 1) / (args.blocks * kLine) * kLine;
   const int begin = min(rank * part, candidates);
@@ -280,6 +289,18 @@ __global__ void __launch_bounds__(kThreads, 2) prune_candidates(const __grid_con
   }
 }
 
+template <int kThreads>
+void launch_prune(const Exec& exec, const PruneArgs& args, int kv_heads, int seqs) {
+  launch(
+      "prune_candidates", prune_candidates<kThreads>,
+      {.grid = dim3(static_cast<unsigned>(kv_heads), static_cast<unsigned>(args.blocks), static_cast<unsigned>(seqs)),
+       .block = dim3(kThreads),
+       .shared_bytes = sizeof(Shared<kThreads>) + kHeld * sizeof(float),
+       .overlap = true,
+       .cluster = dim3(1, static_cast<unsigned>(args.blocks))},
+      exec.stream, args);
+}
+
 }  // namespace
 
 void prune_top_p(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
@@ -303,14 +324,9 @@ void prune_top_p(const Exec& exec, const AttentionShape& shape, const Batch& bat
                        .group = shape.group(),
                        .page_shift = std::countr_zero(static_cast<unsigned>(shape.page_tokens)),
                        .blocks = blocks};
-  launch("prune_candidates", prune_candidates,
-         {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(blocks),
-                       static_cast<unsigned>(batch.seqs)),
-          .block = dim3(kThreads),
-          .shared_bytes = sizeof(Shared) + kHeld * sizeof(float),
-          .overlap = true,
-          .cluster = dim3(1, static_cast<unsigned>(blocks))},
-         exec.stream, args);
+  const bool alone = std::int64_t{shape.kv_heads} * blocks * batch.seqs <= multiprocessor_count();
+  alone ? launch_prune<1024>(exec, args, shape.kv_heads, batch.seqs)
+        : launch_prune<512>(exec, args, shape.kv_heads, batch.seqs);
 }
 
 }  // namespace vesper::cuda
