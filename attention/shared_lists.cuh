@@ -60,7 +60,7 @@ __device__ inline bool find_part(const SharedLists& shared, int group, std::int3
   }
   const unsigned total = block_sum(entries).total;
   const auto spare = static_cast<unsigned>(shared.spare);
-  const unsigned even = max(static_cast<unsigned>(shared.min_entries), (total + spare - 1) / spare);
+  const unsigned even = max(static_cast<unsigned>(shared.min_entries), total / spare + (total % spare != 0 ? 1U : 0U));
   const auto parts_of = [&](int l) {
     const int count = memory[l];
     return count < 0 ? 0U : max(1U, (static_cast<unsigned>(count) + even / 2) / even);

@@ -49,7 +49,7 @@ int page_list_bound(const PageBudget& budget, int tokens, int page_tokens) {
 bool shares_lists(const AttentionLimits& limits, int units, int seqs) {
   const std::int64_t lists = std::int64_t{seqs} * limits.shape.kv_heads;
   // Two blocks a list are a cluster up to three quarters of the multiprocessors, which are half of the units.
-  const bool clusters = 4 * 2 * lists <= 3 * (units / 2);
+  const bool clusters = 8 * lists <= 3 * std::int64_t{units / 2};
   return limits.device == DeviceKind::kCuda && !clusters && lists <= kMostSharedLists;
 }
 
