@@ -152,8 +152,11 @@ def main():
     if options.save:
         with open(options.save, "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("round", "model", "batch", "context", "engine", "us"))
-            writer.writerows((*row[:3], row[3] * 1024, row[4], f"{row[5] * 1e6:.6g}") for row in rows)
+            # Names of the bench's CSV columns, so that `vesper repro --peer-csv` reads it.
+            writer.writerow(("round", "engine", "model", "attention", "context", "batch", "attention_us"))
+            for turn, model, batch, context, engine, seconds in rows:
+                name = engine.split("-")[0]
+                writer.writerow((turn, name, model, engine, context * 1024, batch, f"{seconds * 1e6:.6g}"))
     if rows:
         print(markdown(rows, max(roofs), peers.names(), peers.torch.cuda.get_device_name()))
 

@@ -10,6 +10,7 @@ Peers need torch with CUDA and flashinfer-python; without them their parts are l
 """
 
 import argparse
+import csv
 import dataclasses
 import json
 import pathlib
@@ -27,12 +28,8 @@ PEAKED = ("--sigma", "4")
 FLAT = ("--sigma", "2.5", "--locality", "0.75")
 SHORT = ("--repeats", "3", "--max-tokens", "16")
 EXPERIMENTS = ("quest-fig9", "quest-fig10", "twilight-fig7", "twilight-fig10", "vattention-speed", "quest-fig8")
-# (model, contexts, batches) of dense attention by FlashInfer, for the experiments' cells that hold two layers of it.
-PEER_CELLS = (
-    ("llama-2-7b", "1k,2k,4k,8k,16k,32k,64k,128k", "1"),
-    ("llama-2-7b", "10k,20k,30k", "8,16,32"),
-    ("llama-3.1-8b", "32k,128k", "1"),
-)
+# Of dense attention by FlashInfer, for the experiments' cells that are not among those of the dense table.
+PEER_CELLS = ("--model", "synthetic:llama-2-7b", "--context", "10k,20k,30k", "--batch", "8,16,32")
 
 
 @dataclasses.dataclass
@@ -45,12 +42,12 @@ class Part:
 
 def plan(folder, vesper, python):
     bench = [vesper, "bench", "--fill", "synthetic", "--json"]
+    peers = ROOT / "apps" / "peers"
     parts = [
-        Part("peers", f"peers-{i}.csv", [
-            python, str(ROOT / "apps/peers/flashinfer_decode.py"), "--model", f"synthetic:{model}",
-            "--context", contexts, "--batch", batches,
-        ])
-        for i, (model, contexts, batches) in enumerate(PEER_CELLS)
+        Part("dense", "dense.md", [
+            python, str(peers / "dense_table.py"), "--vesper", vesper, "--save", str(folder / "dense.csv"),
+        ]),
+        Part("peers", "peers-operators.csv", [python, str(peers / "flashinfer_decode.py"), *PEER_CELLS]),
     ]  # fmt: skip
     parts += [
         Part("steps", f"steps-{model}-b{batch}.json", [
@@ -81,21 +78,23 @@ def plan(folder, vesper, python):
                 *bench, "--crossover", "--model", f"synthetic:{model}", "--context", span, "--batch", str(batch),
                 "--attention", "dense", *arms, *scores, *SHORT,
             ]))  # fmt: skip
-    parts.append(Part("dense", "dense.md", [
-        python, str(ROOT / "apps/peers/dense_table.py"), "--vesper", vesper, "--save", str(folder / "dense.csv"),
-    ]))  # fmt: skip
     return parts
 
 
 def join_peers(folder):
-    """The peers' files as one, for --peer-csv; nothing where there is none."""
-    files = sorted(folder.glob("peers-*.csv"))
-    if not files:
+    """FlashInfer's times of the parts "dense" and "peers" in one file, for --peer-csv; nothing where there are none."""
+    columns = ("engine", "model", "attention", "context", "batch", "attention_us")
+    rows = []
+    for file in (folder / "dense.csv", folder / "peers-operators.csv"):
+        if file.exists():
+            with open(file, newline="") as text:
+                rows += [row for row in csv.DictReader(text) if row["engine"].startswith("flashinfer")]
+    if not rows:
         return []
-    lines = files[0].read_text().splitlines()[:1]
-    for file in files:
-        lines += file.read_text().splitlines()[1:]
-    (folder / "peers.csv").write_text("\n".join(lines) + "\n")
+    with open(folder / "peers.csv", "w", newline="") as text:
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return ["--peer-csv", str(folder / "peers.csv")]
 
 
@@ -142,7 +141,7 @@ def main():
     parser.add_argument("folder", type=pathlib.Path, help="where results are and go")
     parser.add_argument("--vesper", default=str(ROOT / "build" / "bin" / "vesper"), help="the binary")
     parser.add_argument("--python", default=sys.executable, help="one that has the peers")
-    kinds = ("peers", "steps", "repro", "threshold", "crossover", "dense")
+    kinds = ("dense", "peers", "steps", "repro", "threshold", "crossover")
     parser.add_argument("--parts", nargs="+", choices=kinds, default=kinds, help="what to measure")
     parser.add_argument("--seconds", type=float, default=36000.0, help="end after so many")
     parser.add_argument("--commit", default=commit(), help="of the binary; that of this checkout where it is not given")
