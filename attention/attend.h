@@ -43,9 +43,9 @@ VESPER_HD constexpr int split_length(int count, int splits, int least, int step)
 struct SplitPartials {
   TensorView<float, 4> out;  // [seqs, heads, splits, head_dim] normalised within its split
   TensorView<float, 3> lse;  // [seqs, heads, splits] natural log of the split's sum of e^s; -inf where it is empty
-  // [seqs, kv_heads] counters, all zero before and after, where attention over lists is to share its splits out among
-  // them (attention/attend_selected.h); CUDA only.
-  TensorView<std::int32_t, 2> tickets = {};
+  // Where attention over lists is to share its splits out among them (attention/attend_selected.h); CUDA only.
+  TensorView<std::int32_t, 2> tickets = {};  // [seqs, kv_heads] counters, all zero before and after
+  TensorView<std::int32_t, 2> parts = {};    // [seqs * kv_heads * splits, 4] which part of which list each is
 };
 
 // Splits that keep a device busy whatever the lengths are, were one sequence much longer than the others.

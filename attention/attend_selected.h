@@ -12,7 +12,8 @@ namespace vesper {
 // the count is empty (lse = -inf).
 // Where the partials have tickets, lists share out their splits * seqs * kv_heads splits by their counts instead, so
 // that one much longer than the others is read by as many more blocks: list l has max(1, round(count_l / e)) even ones,
-// e = max(min_entries, sum of counts / ((splits - 1) * lists)). The counts alone decide, not the order of the batch.
+// e = max(min_entries, sum of counts / spare), spare = the lists, or as many blocks as run at once where those are
+// more, as far as the splits go. The counts alone decide, not the order of the batch.
 //   q, out [seqs, heads * head_dim], dtype of the cache;  lse [seqs, heads] where its data is not null
 //   partials as in attend_decode: [seqs, heads, splits, ...]
 // Sequences at or under the dense limit are not touched. Same limits of shape as attend_prefill. A page's tokens behind
@@ -21,8 +22,8 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
                      const Batch& batch, const Selection& list, int min_entries, DenseLimit dense,
                      const SplitPartials& partials, const TensorRef& out, TensorView<float, 2> lse);
 
-// As many lists as attention with tickets takes: every block looks through the counts of all.
-inline constexpr int kMostSharedLists = 2048;
+// As many lists as attention with tickets takes: one block looks through the counts of all.
+inline constexpr int kMostSharedLists = 8192;
 
 // `listed`: tokens of all lists (one list a sequence and KV head), each K and V row once and its entry.
 Cost attend_selected_cost(const AttentionShape& shape, DType dtype, std::int64_t seqs, std::int64_t listed);

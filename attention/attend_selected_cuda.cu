@@ -6,11 +6,11 @@
 // Shapes: q, out [seqs, heads, head_dim]; K and V [pages, kv_heads, page_tokens, head_dim] in tile order
 //   (kvcache/layout.h); lists [seqs, kv_heads, capacity] as in attention/selection.h; partials as in dense decode.
 // Mapping: grid (kv_heads, splits, seqs), the splits covering the capacity; within a block as in
-//   attention/attend_decode.cuh. A split behind a list's end leaves at once with lse = -inf. Where there are tickets
-//   the same number of blocks, in one row, share the lists out by their counts and merge them in the same launch
-//   (attention/shared_lists.cuh). Of a list of pages a piece
+//   attention/attend_decode.cuh. A split behind a list's end leaves at once with lse = -inf. Of a list of pages a piece
 //   is 16 lines of one page, copied as they lie; of a list of tokens it is 16 rows gathered from anywhere. Pieces,
 //   warps and order are those of dense decode attention: a list of everything, split alike, gives its bits.
+// Where there are tickets as many blocks, in one row, share the lists out by their counts, which takes a launch of one
+//   block before, and merge them in the same launch (attention/shared_lists.cuh).
 // Byte bound: K and V of the listed tokens once, attend_decode_cost() of their number, and 4 bytes an entry.
 #include "attention/attend_decode.cuh"
 #include "attention/attend_decode.h"
@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   wait_for_previous();
   BlockPart part = part_of_grid(args);
   if constexpr (kShared) {
-    if (!find_part(selected.shared, args.group, reinterpret_cast<std::int32_t*>(shared), part)) return;
+    part = planned_part(selected.shared, args.group);
+    if (part.splits == 0) return;
   }
   const int s = part.s;
   const int kv_head = part.kv_head;
@@ -171,10 +172,11 @@ void launch_selected(const Exec& exec, const AttentionShape& shape, const Select
     return launch_selected<T, kHeadDim, kUnit, false>(exec, shape, args,
                                                       decode_dims<kHeadDim>(shape, args.decode.splits, seqs));
   }
-  const auto blocks = static_cast<unsigned>(shape.kv_heads * args.decode.splits * seqs);
+  launch("plan_parts", plan_parts, {.grid = dim3(1), .block = dim3(kPlanThreads), .overlap = true}, exec.stream,
+         args.shared);
   launch_selected<T, kHeadDim, kUnit, true>(
       exec, shape, args,
-      {.grid = dim3(blocks),
+      {.grid = dim3(static_cast<unsigned>(args.shared.blocks)),
        .block = dim3(kDecodeThreads),
        .shared_bytes = static_cast<std::size_t>(kDecodeWarps * kRingBytes<kHeadDim>),
        .overlap = true});
@@ -250,21 +252,27 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
   const bool shared = partials.tickets.data() != nullptr && splits > 1;
   // Entries of all lists are counted in 32 bits.
   assert(!shared || (lists <= kMostSharedLists && lists * list.index.shape(2) <= INT64_C(0xFFFFFFFF)));
+  assert(!shared || partials.parts.shape(0) >= lists * splits);
+  constexpr int kBlocksPerMultiprocessor = 2;
+  const std::int64_t wanted = std::max<std::int64_t>(lists, kBlocksPerMultiprocessor * multiprocessor_count());
   dispatch_16bit(kv.k.dtype, "attending to a selection on CUDA", [&](auto element) {
     using T = decltype(element);
-    const SelectedArgs<T> args{.decode = decode_args<T>(shape, q, kv, batch, lengths, splits, partials, out, lse),
-                               .index = list.index,
-                               .count = list.count,
-                               .tail_begin = list.tail_begin,
-                               .tail_log_weight = list.tail_log_weight,
-                               .min_entries = min_entries,
-                               .shared = {.count = list.count,
-                                          .kv_len = batch.kv_len,
-                                          .tickets = partials.tickets,
-                                          .lengths = lengths,
-                                          .spare = shared ? static_cast<int>(lists) * (splits - 1) : 0,
-                                          .min_entries = min_entries},
-                               .inverse_scale = 1.0F / shape.scale};
+    const SelectedArgs<T> args{
+        .decode = decode_args<T>(shape, q, kv, batch, lengths, splits, partials, out, lse),
+        .index = list.index,
+        .count = list.count,
+        .tail_begin = list.tail_begin,
+        .tail_log_weight = list.tail_log_weight,
+        .min_entries = min_entries,
+        .shared = {.count = list.count,
+                   .kv_len = batch.kv_len,
+                   .tickets = partials.tickets,
+                   .parts = reinterpret_cast<int4*>(partials.parts.data()),
+                   .lengths = lengths,
+                   .blocks = static_cast<int>(lists * splits),
+                   .spare = shared ? static_cast<int>(std::min(wanted, lists * (splits - 1))) : 0,
+                   .min_entries = min_entries},
+        .inverse_scale = 1.0F / shape.scale};
     constexpr auto kPages = SelectionUnit::kPages;
     constexpr auto kTokens = SelectionUnit::kTokens;
     if (shape.head_dim == 128) {

@@ -84,7 +84,8 @@ AttentionScratch quest_scratch(const QuestConfig& config, const AttentionLimits&
   ScratchCarver counter(nullptr);
   const QuestScratch largest = lay_out(counter, config, limits.shape, limits.max_seqs, limits.max_context);
   const int entries = static_cast<int>(largest.pages.index.shape(2));
-  return {.partials = list_partial_bytes(limits, entries, kMinSplitTokens / limits.shape.page_tokens),
+  return {.partials =
+              list_partial_bytes(limits, SelectionUnit::kPages, entries, kMinSplitTokens / limits.shape.page_tokens),
           .selections = counter.used() + ticket_bytes(limits)};
 }
 

@@ -1,14 +1,15 @@
 // How the blocks of one launch share out lists of very different lengths: list l gets max(1, round(count_l / e)) parts
 // of equal length, e = max(min_entries, all entries / spare blocks), and block i attends for part i, counted through
-// the lists in order. Counts lie on the device and the grid is fixed when a step is captured, so every block finds its
-// part itself: two looks at the counts, through shared memory, some 1000 cycles. A part is at most 1.5 e long; parts
-// are no more than lists and spare blocks together.
+// the lists in order. Counts lie on the device and the grid is fixed when a step is captured: one block looks at all
+// counts (plan_parts) and notes the part of each. A part is at most 1.5 e long; parts are no more than lists and spare
+// blocks together.
 //
 // The last block to finish a part of a list merges the list's parts, in their order: which block that is does not show.
 // Source: ours; parts of work by prefix sums as in Osama et al., "Stream-K", arXiv 2301.03598.
 #pragma once
 
 #include "attention/attend_decode.cuh"
+#include "attention/attend_selected.h"
 #include "attention/last_block.cuh"
 
 namespace vesper::cuda {
@@ -17,17 +18,22 @@ struct SharedLists {
   TensorView<const std::int32_t, 2> count;  // [seqs, kv_heads]
   TensorView<const std::int32_t, 1> kv_len;
   TensorView<std::int32_t, 2> tickets;  // [seqs, kv_heads]
+  int4* parts = nullptr;                // of each block: sequence, KV head, split, splits; 0 splits: none
   LengthRange lengths;                  // lists of other sequences are not there
-  int spare = 0;                        // blocks beyond one a list
+  int blocks = 0;
+  int spare = 0;  // blocks beyond one a list, at most
   int min_entries = 0;
 };
 
-// The sum of a block's `own`, and of those of the threads before this one. All threads of the block call it.
+inline constexpr int kPlanThreads = 1024;
+
+// The sum of the threads' `own`, and of those of the threads before this one. All threads of a block call it.
 struct BlockSum {
   unsigned before, total;
 };
-__device__ inline BlockSum block_sum(unsigned own) {
-  __shared__ unsigned of_warp[kDecodeWarps];
+__device__ inline BlockSum sum_over_block(unsigned own) {
+  constexpr int kWarps = kPlanThreads / static_cast<int>(kWarpThreads);
+  __shared__ unsigned of_warp[kWarps];
   unsigned through = own;
 #pragma unroll
   for (int step = 1; step < static_cast<int>(kWarpThreads); step *= 2) {
@@ -37,58 +43,68 @@ __device__ inline BlockSum block_sum(unsigned own) {
   __syncthreads();  // the last sum's readers are done
   if (this_lane() == static_cast<int>(kWarpThreads) - 1) of_warp[this_warp()] = through;
   __syncthreads();
-  BlockSum sum{.before = through - own, .total = 0};
-#pragma unroll
-  for (int w = 0; w < kDecodeWarps; ++w) {
-    if (w < this_warp()) sum.before += of_warp[w];
-    sum.total += of_warp[w];
-  }
-  return sum;
+  const unsigned other = of_warp[this_lane() % kWarps];
+  const unsigned before = __reduce_add_sync(kAllLanes, this_lane() < this_warp() ? other : 0U);
+  return {.before = before + through - own, .total = __reduce_add_sync(kAllLanes, other)};
 }
 
-// The part of block blockIdx.x, or false where there are fewer. `memory`: shared, kMostSharedLists numbers, free again
-// afterwards. `group`: rows of a part.
-__device__ inline bool find_part(const SharedLists& shared, int group, std::int32_t* memory, BlockPart& part) {
-  __shared__ int found[3];
+// One block.
+static __global__ void __launch_bounds__(kPlanThreads) plan_parts(const __grid_constant__ SharedLists shared) {
+  __shared__ int first_part[kMostSharedLists + 1];  // of each list; before that its count, -1 where it is not there
+  let_next_start();
+  wait_for_previous();
   const auto kv_heads = static_cast<int>(shared.count.shape(1));
   const auto lists = static_cast<int>(shared.count.size());
   unsigned entries = 0;
-  for (int l = static_cast<int>(threadIdx.x); l < lists; l += static_cast<int>(kDecodeThreads)) {
+  for (int l = static_cast<int>(threadIdx.x); l < lists; l += kPlanThreads) {
     const int count = shared.lengths.contains(shared.kv_len(l / kv_heads)) ? shared.count.data()[l] : -1;
-    memory[l] = count;
+    first_part[l] = count;
     entries += static_cast<unsigned>(max(count, 0));
   }
-  const unsigned total = block_sum(entries).total;
+  const unsigned total = sum_over_block(entries).total;
   const auto spare = static_cast<unsigned>(shared.spare);
   const unsigned even = max(static_cast<unsigned>(shared.min_entries), total / spare + (total % spare != 0 ? 1U : 0U));
-  const auto parts_of = [&](int l) {
-    const int count = memory[l];
+  const auto parts_of = [&](int count) {
     return count < 0 ? 0U : max(1U, (static_cast<unsigned>(count) + even / 2) / even);
   };
 
-  const int own_lists = (lists + static_cast<int>(kDecodeThreads) - 1) / static_cast<int>(kDecodeThreads);
-  const int begin = static_cast<int>(threadIdx.x) * own_lists;
+  const int own_lists = (lists + kPlanThreads - 1) / kPlanThreads;
+  const int begin = min(static_cast<int>(threadIdx.x) * own_lists, lists);
   const int end = min(begin + own_lists, lists);
   unsigned own = 0;
-  for (int l = begin; l < end; ++l) own += parts_of(l);
-  const unsigned before = block_sum(own).before;
-  const bool mine = blockIdx.x >= before && blockIdx.x < before + own;
-  if (mine) {
-    int l = begin;
-    unsigned first = before;
-    for (; first + parts_of(l) <= blockIdx.x; ++l) first += parts_of(l);
-    found[0] = l;
-    found[1] = static_cast<int>(blockIdx.x - first);
-    found[2] = static_cast<int>(parts_of(l));
+  for (int l = begin; l < end; ++l) own += parts_of(first_part[l]);
+  const BlockSum parts = sum_over_block(own);
+  unsigned part = parts.before;
+  for (int l = begin; l < end; ++l) {
+    const unsigned of_list = parts_of(first_part[l]);
+    first_part[l] = static_cast<int>(part);
+    part += of_list;
   }
-  if (__syncthreads_or(static_cast<int>(mine)) == 0) return false;
-  part = {.s = found[0] / kv_heads,
-          .kv_head = found[0] % kv_heads,
-          .split = found[1],
-          .splits = found[2],
+  if (threadIdx.x == 0) first_part[lists] = static_cast<int>(parts.total);
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < shared.blocks; i += kPlanThreads) {
+    if (i >= static_cast<int>(parts.total)) {
+      shared.parts[i] = {};
+      continue;
+    }
+    int low = 0;  // the last list that begins at i or before; lists that are not there begin where the next does
+    for (int high = lists; high - low > 1;) {
+      const int middle = (low + high) / 2;
+      (first_part[middle] <= i ? low : high) = middle;
+    }
+    shared.parts[i] = {low / kv_heads, low % kv_heads, i - first_part[low], first_part[low + 1] - first_part[low]};
+  }
+}
+
+// The part of block blockIdx.x, of `group` rows; its `splits` are 0 where there are fewer parts.
+__device__ inline BlockPart planned_part(const SharedLists& shared, int group) {
+  const int4 part = shared.parts[blockIdx.x];
+  return {.s = part.x,
+          .kv_head = part.y,
+          .split = part.z,
+          .splits = part.w,
           .row = std::int64_t{blockIdx.x} * group,
           .row_stride = 1};
-  return true;
 }
 
 // Merges the parts of this block's list where it is the last of them. `memory`: shared.

@@ -12,9 +12,9 @@ namespace {
 
 constexpr std::int64_t kFloatBytes = 4;
 
-// Lists that share splits out have one spare block each, or more where that leaves fewer than half of the blocks that
-// run at once: a list of the mean length is cut into as many parts, so equal lists of more than so many stay whole.
-constexpr int kSpareShare = 2;
+// Fewer lists of tokens are read by clusters, of more than two blocks each, which merge sooner than shared ones.
+constexpr int kFewLists = 32;
+constexpr int kPartNumbers = 4;  // of a part of a shared list
 
 constexpr int divide_up(int a, int b) {
   return (a + b - 1) / b;
@@ -46,38 +46,47 @@ int page_list_bound(const PageBudget& budget, int tokens, int page_tokens) {
   return std::min(pages, std::max(chosen, forced));
 }
 
-bool shares_lists(const AttentionLimits& limits, int units, int seqs) {
+bool shares_lists(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs) {
+  if (limits.device != DeviceKind::kCuda) return false;
   const std::int64_t lists = std::int64_t{seqs} * limits.shape.kv_heads;
   // Two blocks a list are a cluster up to three quarters of the multiprocessors, which are half of the units.
   const bool clusters = 8 * lists <= 3 * std::int64_t{units / 2};
-  return limits.device == DeviceKind::kCuda && !clusters && lists <= kMostSharedLists;
+  return (unit == SelectionUnit::kTokens ? lists >= kFewLists : !clusters) && lists <= kMostSharedLists;
 }
 
-int list_splits(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries) {
-  const int lists = seqs * limits.shape.kv_heads;
-  const int wanted = shares_lists(limits, units, seqs) ? 1 + divide_up(units / kSpareShare, lists)
-                                                       : wanted_splits(seqs, limits.shape.kv_heads, units);
+int list_splits(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs, int entries, int min_entries) {
+  const int wanted = shares_lists(limits, unit, units, seqs) ? 1 + divide_up(units, seqs * limits.shape.kv_heads)
+                                                             : wanted_splits(seqs, limits.shape.kv_heads, units);
   return std::min(wanted, divide_up(entries, min_entries));
 }
 
-SplitPartials list_partials(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries,
-                            float* memory, TensorView<std::int32_t, 2> tickets) {
+SplitPartials list_partials(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs, int entries,
+                            int min_entries, float* memory, TensorView<std::int32_t, 2> tickets) {
   const AttentionShape& shape = limits.shape;
-  const int splits = list_splits(limits, units, seqs, entries, min_entries);
+  const int splits = list_splits(limits, unit, units, seqs, entries, min_entries);
   const std::int64_t rows = std::int64_t{seqs} * shape.heads * splits;
-  return {.out = TensorView<float, 4>(memory, seqs, shape.heads, splits, shape.head_dim),
-          .lse = TensorView<float, 3>(memory + rows * shape.head_dim, seqs, shape.heads, splits),
-          .tickets = shares_lists(limits, units, seqs) ? tickets : TensorView<std::int32_t, 2>()};
+  SplitPartials partials{.out = TensorView<float, 4>(memory, seqs, shape.heads, splits, shape.head_dim),
+                         .lse = TensorView<float, 3>(memory + rows * shape.head_dim, seqs, shape.heads, splits)};
+  if (!shares_lists(limits, unit, units, seqs)) return partials;
+  const std::int64_t parts = std::int64_t{seqs} * shape.kv_heads * splits;
+  const std::int64_t floats = (rows * (shape.head_dim + 1) + kPartNumbers - 1) / kPartNumbers * kPartNumbers;
+  partials.parts = TensorView<std::int32_t, 2>(reinterpret_cast<std::int32_t*>(memory + floats), parts, kPartNumbers);
+  partials.tickets = tickets;
+  return partials;
 }
 
-std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int min_entries) {
+std::int64_t list_partial_bytes(const AttentionLimits& limits, SelectionUnit unit, int entries, int min_entries) {
   const int units = decode_units(limits);
-  std::int64_t slots = 0;  // (sequence, split) pairs
+  const AttentionShape& shape = limits.shape;
+  std::int64_t slots = 0;   // (sequence, split) pairs
+  std::int64_t shared = 0;  // of them where lists share splits out
   for (int seqs = 1; seqs <= limits.max_seqs; ++seqs) {
-    const int splits = list_splits(limits, units, seqs, entries, min_entries);
-    slots = std::max(slots, std::int64_t{seqs} * splits);
+    const std::int64_t own = std::int64_t{seqs} * list_splits(limits, unit, units, seqs, entries, min_entries);
+    slots = std::max(slots, own);
+    if (shares_lists(limits, unit, units, seqs)) shared = std::max(shared, own);
   }
-  return slots * limits.shape.heads * (limits.shape.head_dim + 1) * kFloatBytes;
+  const std::int64_t part_bytes = shared == 0 ? 0 : kPartNumbers * kFloatBytes * (shared * shape.kv_heads + 1);
+  return slots * shape.heads * (shape.head_dim + 1) * kFloatBytes + part_bytes;
 }
 
 std::int64_t entries_of(const Exec& exec, const Selection& list) {
@@ -156,9 +165,10 @@ void SparseAttention::attend(const Exec& exec, const AttendLayer& layer, const T
     return attend_selected_cost(limits_.shape, limits_.dtype, seqs, listed_tokens(exec, limits_.shape, list));
   });
   const AttentionShape& shape = limits_.shape;
-  const SplitPartials partials = list_partials(limits_, units_, batch.seqs, static_cast<int>(list.index.shape(2)),
-                                               min_entries_, static_cast<float*>(partials_.data()), tickets(batch));
-  assert((partials.out.size() + partials.lse.size()) * kFloatBytes <= partials_.bytes());
+  const SplitPartials partials =
+      list_partials(limits_, list.unit, units_, batch.seqs, static_cast<int>(list.index.shape(2)), min_entries_,
+                    static_cast<float*>(partials_.data()), tickets(batch));
+  assert((partials.out.size() + partials.lse.size() + partials.parts.size()) * kFloatBytes <= partials_.bytes());
   attend_selected(exec, shape, q, layer.kv, batch, list, min_entries_, dense_limit_, partials, out, lse);
   if (counters.lists.data() == nullptr) return;
   layer.begin_stage(exec, "count", [=, this, seqs = batch.seqs] {

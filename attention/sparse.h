@@ -37,20 +37,21 @@ int page_count(int tokens, int page_tokens);
 // Most pages that select_pages keeps.
 int page_list_bound(const PageBudget& budget, int tokens, int page_tokens);
 
-// Whether the lists of `seqs` sequences share their splits out by their counts, on a device of `units` (decode_units):
-// on CUDA, where they are too many for a cluster of two blocks each.
-bool shares_lists(const AttentionLimits& limits, int units, int seqs);
+// Whether the lists of `seqs` sequences share their splits out by their counts, on a CUDA device of `units`
+// (decode_units): lists that are too many for a cluster of two blocks each; of tokens, whose lists differ more in
+// length, from 32 on.
+bool shares_lists(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs);
 
 // Splits of lists of up to `entries` entries, for `seqs` sequences: enough to fill a device of `units`.
-int list_splits(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries);
+int list_splits(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs, int entries, int min_entries);
 
 // Partial results of such lists in `memory`, which holds list_partial_bytes(). `tickets` [seqs, kv_heads]: counters
 // that are zero.
-SplitPartials list_partials(const AttentionLimits& limits, int units, int seqs, int entries, int min_entries,
-                            float* memory, TensorView<std::int32_t, 2> tickets);
+SplitPartials list_partials(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs, int entries,
+                            int min_entries, float* memory, TensorView<std::int32_t, 2> tickets);
 
 // Partial results of attention over lists of up to `entries` entries, cut into splits of at least `min_entries`.
-std::int64_t list_partial_bytes(const AttentionLimits& limits, int entries, int min_entries);
+std::int64_t list_partial_bytes(const AttentionLimits& limits, SelectionUnit unit, int entries, int min_entries);
 
 // Counters of lists, which count towards AttentionScratch::selections.
 std::int64_t ticket_bytes(const AttentionLimits& limits);

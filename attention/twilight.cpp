@@ -114,7 +114,7 @@ AttentionScratch twilight_scratch(const TwilightConfig& config, const AttentionL
   ScratchCarver counter(nullptr);
   const TwilightScratch largest = lay_out(counter, config, limits.shape, limits.max_seqs, limits.max_context);
   const int entries = static_cast<int>(largest.tokens.index.shape(2));
-  return {.partials = list_partial_bytes(limits, entries, kMinSplitTokens),
+  return {.partials = list_partial_bytes(limits, SelectionUnit::kTokens, entries, kMinSplitTokens),
           .selections = counter.used() + ticket_bytes(limits)};
 }
 

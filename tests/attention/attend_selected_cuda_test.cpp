@@ -72,10 +72,12 @@ struct SelectedWorld : World<T> {
     const DeviceLists device(stream, lists, seqs);
     const std::vector<std::int32_t> zeros(static_cast<std::size_t>(seqs) * shape.kv_heads, 0);
     const Buffer tickets = upload(stream, zeros);
+    const Buffer parts(Memory::kDevice, std::int64_t{seqs} * shape.kv_heads * splits * 16, "test data");
     const SplitPartials partials{
         partial_out.view<float>(seqs, shape.heads, splits, shape.head_dim),
         partial_lse.view<float>(seqs, shape.heads, splits),
-        shared ? tickets.view<std::int32_t>(seqs, shape.kv_heads) : TensorView<std::int32_t, 2>()};
+        shared ? tickets.view<std::int32_t>(seqs, shape.kv_heads) : TensorView<std::int32_t, 2>(),
+        parts.view<std::int32_t>(std::int64_t{seqs} * shape.kv_heads * splits, 4)};
     this->on_device([&](const TensorRef& dq, const LayerKv& kv, const Batch& batch, const TensorRef& dout) {
       attend_selected(stream.exec(), shape, dq, kv, batch, device.view, min_entries, dense, partials, dout,
                       device_lse.view<float>(seqs, shape.heads));
