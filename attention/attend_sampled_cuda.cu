@@ -95,11 +95,11 @@ class Member {
         rest_(kv_len_ - static_),
         static_pieces_(pieces_of(static_)),
         mark_stride_((static_ + kMarks - 1) / kMarks),
-        key_{.seed = args.rule.seed,
-             .request = static_cast<std::uint32_t>(args.request(s_)),
-             .step = static_cast<std::uint32_t>(kv_len_ - 1),
-             .layer = static_cast<std::uint32_t>(args.rule.layer),
-             .kv_head = static_cast<std::uint32_t>(g_)} {}
+        order_(rest_, {.seed = args.rule.seed,
+                       .request = static_cast<std::uint32_t>(args.request(s_)),
+                       .step = static_cast<std::uint32_t>(kv_len_ - 1),
+                       .layer = static_cast<std::uint32_t>(args.rule.layer),
+                       .kv_head = static_cast<std::uint32_t>(g_)}) {}
 
   __device__ __forceinline__ void run() {
     const std::int32_t pilot = min(max(2, tokens_of(args_.rule.pilot, kv_len_)), rest_);
@@ -171,7 +171,7 @@ class Member {
   }
   // residual_token(), by a search of the marks and then between two of them.
   __device__ std::int32_t token_of_draw(std::int32_t i) const {
-    const std::int32_t r = residual_draw(i, rest_, key_);
+    const std::int32_t r = order_(i);
     int low = 0;
     int high = (static_ + mark_stride_ - 1) / mark_stride_;
     while (low < high) {
@@ -790,7 +790,7 @@ class Member {
   const std::int32_t rest_;
   const int static_pieces_;
   const int mark_stride_;
-  const DrawKey key_;
+  const DrawOrder order_;
   unsigned q_[kHeadDim / 16][4] = {};
   RunningRows<kHeadDim, kHalves> tail_ = nothing_yet_in_rows<kHeadDim, kHalves>();
 };

@@ -23,38 +23,57 @@ struct DrawKey {
 // ones.
 inline constexpr std::uint32_t kDrawRounds = 6;
 
-// Draw i is residual number pi(i), pi being a permutation of [0, n_rest) that the key chooses: a balanced Feistel
-// network over the least square that holds n_rest, its halves numbers below the square's side and added modulo it, with
-// Philox as its round function, walked along its cycle until it lands inside. So draws are distinct, any prefix of them
-// is a uniform sample without replacement, and a sample grows by appending. Of a square at most 2 sqrt(n_rest) numbers
-// lie outside, so that hardly a draw walks; in a power of two most would, and a warp waits for its longest walk.
-//   0 <= i < n_rest
+// The order in which a residual is drawn: draw i is residual number pi(i), pi being a permutation of [0, n_rest) that
+// the key chooses: a balanced Feistel network over the least square that holds n_rest, its halves numbers below the
+// square's side and added modulo it, walked along its cycle until it lands inside. So draws are distinct, any prefix of
+// them is a uniform sample without replacement, and a sample grows by appending. Of a square at most 2 sqrt(n_rest)
+// numbers lie outside, so that hardly a draw walks; in a power of two most would, and a warp waits for its longest
+// walk. Two words of Philox make the key; a round mixes the right half, that word and the round's multiple of the other
+// as MurmurHash3 finishes, less its last step, which the upper bits do not see. (Philox in every round costs ten
+// multiplications one after another instead of two.)
 // Sources: Luby, Rackoff, SIAM J. Comput. 17(2), 1988; Black, Rogaway, "Ciphers with arbitrary finite domains", 2002
-// (the generalised Feistel network over a x b).
-VESPER_HD inline std::int32_t residual_draw(std::int32_t i, std::int32_t n_rest, const DrawKey& key) {
-  const auto rest = static_cast<std::uint32_t>(n_rest);
-  auto side = static_cast<std::uint32_t>(sqrtf(static_cast<float>(n_rest)));  // below 2^16; to one, then exactly
-  while (side * side < rest) ++side;
-  while ((side - 1) * (side - 1) >= rest) --side;
-  auto at = static_cast<std::uint32_t>(i);
-  do {
-    std::uint32_t left = at / side;
-    std::uint32_t right = at % side;
-#ifdef __CUDA_ARCH__
-#pragma unroll 1
-#endif
-    for (std::uint32_t round = 0; round < kDrawRounds; ++round) {
-      // The sampler of tokens has 0 as the second word of its key.
-      const PhiloxCounter random =
-          philox({{right | round << 16, key.step, key.request, key.kv_head}}, {{key.seed, key.layer + 1}});
-      const std::uint32_t sum = left + static_cast<std::uint32_t>((std::uint64_t{random.word[0]} * side) >> 32);
-      left = right;
-      right = sum >= side ? sum - side : sum;
-    }
-    at = left * side + right;
-  } while (at >= rest);
-  return static_cast<std::int32_t>(at);
-}
+// (the generalised Feistel network over a x b); Appleby, MurmurHash3, fmix32.
+class DrawOrder {
+ public:
+  VESPER_HD DrawOrder(std::int32_t n_rest, const DrawKey& key)
+      : rest_(static_cast<std::uint32_t>(n_rest > 1 ? n_rest : 1)),
+        side_(static_cast<std::uint32_t>(sqrtf(static_cast<float>(rest_)))) {  // below 2^16; to one, then exactly
+    while (side_ * side_ < rest_) ++side_;
+    while ((side_ - 1) * (side_ - 1) >= rest_) --side_;
+    // The sampler of tokens has 0 as the second word of its key.
+    const PhiloxCounter random = philox({{0, key.step, key.request, key.kv_head}}, {{key.seed, key.layer + 1}});
+    first_ = random.word[0];
+    stride_ = random.word[1];
+  }
+
+  // 0 <= i < n_rest
+  [[nodiscard]] VESPER_HD std::int32_t operator()(std::int32_t i) const {
+    auto at = static_cast<std::uint32_t>(i);
+    do {
+      std::uint32_t left = at / side_;
+      std::uint32_t right = at % side_;
+      for (std::uint32_t round = 0; round < kDrawRounds; ++round) {
+        const std::uint32_t mixed = mix(right + first_ + round * stride_);
+        const std::uint32_t sum = left + static_cast<std::uint32_t>((std::uint64_t{mixed} * side_) >> 32);
+        left = right;
+        right = sum >= side_ ? sum - side_ : sum;
+      }
+      at = left * side_ + right;
+    } while (at >= rest_);
+    return static_cast<std::int32_t>(at);
+  }
+
+ private:
+  VESPER_HD static std::uint32_t mix(std::uint32_t x) {
+    x = (x ^ x >> 16) * 0x85EBCA6BU;
+    return (x ^ x >> 13) * 0xC2B2AE35U;
+  }
+
+  std::uint32_t rest_;
+  std::uint32_t side_;    // of the square
+  std::uint32_t first_;   // the key
+  std::uint32_t stride_;  // from a round to the next
+};
 
 // The token that is residual number r, where `on_static` [static_count] is ascending: r plus the static tokens that
 // have at most r residual ones before them, which are a prefix.

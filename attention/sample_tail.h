@@ -64,7 +64,7 @@ void select_static(const AttentionShape& shape, const Batch& batch, const TopKSc
                    DenseLimit dense, const Selection& list);
 
 // Appends the pilot: min(tokens_of(pilot, kv_len), n_rest) draws of the residual, at least two of them, since one has
-// no variance (attention/residual.h: residual_draw, `step` being kv_len - 1). Sets count = tail_begin + drawn and
+// no variance (attention/residual.h: DrawOrder, `step` being kv_len - 1). Sets count = tail_begin + drawn and
 // tail_log_weight = log(n_rest / drawn); 0 where there is no residual.
 void draw_pilot(const AttentionShape& shape, const Batch& batch, const SampleRule& rule, DenseLimit dense,
                 const Selection& list);

@@ -47,11 +47,11 @@ class Tail {
         g_(g),
         begin_(list.tail_begin(s, g)),
         rest_(batch.kv_len(s) - begin_),
-        key_{.seed = rule.seed,
-             .request = static_cast<std::uint32_t>(batch.request(s)),
-             .step = static_cast<std::uint32_t>(batch.kv_len(s) - 1),
-             .layer = static_cast<std::uint32_t>(rule.layer),
-             .kv_head = static_cast<std::uint32_t>(g)} {}
+        order_(rest_, {.seed = rule.seed,
+                       .request = static_cast<std::uint32_t>(batch.request(s)),
+                       .step = static_cast<std::uint32_t>(batch.kv_len(s) - 1),
+                       .layer = static_cast<std::uint32_t>(rule.layer),
+                       .kv_head = static_cast<std::uint32_t>(g)}) {}
 
   [[nodiscard]] std::int32_t rest() const { return rest_; }
   [[nodiscard]] std::int32_t drawn() const { return list_.count(s_, g_) - begin_; }
@@ -61,7 +61,7 @@ class Tail {
   void append(std::int32_t from, std::int32_t to) const {
     const std::int32_t* on_static = &list_.index(s_, g_, 0);
     for (std::int32_t i = from; i < to; ++i) {
-      list_.index(s_, g_, begin_ + i) = residual_token(residual_draw(i, rest_, key_), on_static, begin_);
+      list_.index(s_, g_, begin_ + i) = residual_token(order_(i), on_static, begin_);
     }
     list_.count(s_, g_) = begin_ + to;
     list_.tail_log_weight(s_, g_) = to == 0 ? 0.0F : static_cast<float>(std::log(static_cast<double>(rest_) / to));
@@ -71,7 +71,7 @@ class Tail {
   const Selection& list_;
   int s_, g_;
   std::int32_t begin_, rest_;
-  DrawKey key_;
+  DrawOrder order_;
 };
 
 // What one sequence's group of query heads knows of a token: its terms against the pilot's estimate.
