@@ -6,16 +6,21 @@
 //   unsigned numbers of their order. Those of tokens are kept in the list's own row at the token's place: a list is
 //   never longer than its context, and the entries are written from the left, never past a number that is still to be
 //   read. Those of pages are made anew whenever they are asked for, from the first-level cache.
-// The k-th largest is found a byte at a time from the top, by histograms of the numbers that share the bytes found so
-//   far (radix selection; Alabi et al., "Fast k-selection algorithms for graphics processing units", JEA 2012); in
-//   the first of them lanes of a warp that meet in a bin add to it at once. Then one pass in order of the
-//   tokens writes those above it and the first of those equal to it, each at the place that a block-wide prefix sum
-//   gives it. Only integers are counted, so the list does not depend on the order of atomics.
+// Of pages the k-th largest is found as quest finds its own (attention/block_threshold.cuh): even bins over the range
+// of
+//   scores, and the few of one bin compared. Where they are many, and of tokens, it is found a byte at a time from the
+//   top, by histograms of the numbers that share the bytes found so far (radix selection; Alabi et al., "Fast
+//   k-selection algorithms for graphics processing units", JEA 2012); in the first of them lanes of a warp that meet in
+//   a bin add to it at once. Then one pass in order of the tokens writes those above it and the first of those equal to
+//   it, each at the place that a block-wide prefix sum gives it. Only integers are counted, so the list does not depend
+//   on the order of atomics.
 // Bytes of a list: the pages' scores once, or the group's; then what is read again comes from the caches.
 #include <cstdint>
 
+#include "attention/block_threshold.cuh"
 #include "attention/mma.cuh"
 #include "attention/sample_tail.h"
+#include "attention/select_list.cuh"
 #include "engine/core/launch.cuh"
 #include "engine/core/overlap.cuh"
 
@@ -37,19 +42,15 @@ struct StaticArgs {
   int page_tokens = 0;
 };
 
+using Search = ThresholdShared<kThreads, unsigned>;
+
 struct Shared {
+  Search search;
   unsigned count[2][kBins];  // tokens in a bin, by turns: one is emptied while the other is read
   unsigned bin;
   unsigned wanted;                  // how many tokens that share the bytes found so far
   std::uint64_t totals[2][kWarps];  // of the warps, by turns, so that one barrier a chunk is enough
 };
-
-// The key of a score: keys have the order of the scores; the two zeros are one, NaN is -inf.
-__device__ unsigned key_of(float score) {
-  if (isnan(score)) score = -INFINITY;
-  const unsigned bits = __float_as_uint(score == 0.0F ? 0.0F : score);
-  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000U;
-}
 
 // The group's score of token t. A mean orders a row as its sum does, and is summed.
 __device__ float token_score(const StaticArgs& args, int s, int g, int t) {
@@ -91,7 +92,7 @@ struct Units {
     return unit == 0 ? begin : begin + first_weight + (unit - 1) * unit_tokens;
   }
   __device__ unsigned key(int unit) const {
-    return page_scores != nullptr ? key_of(page_scores[unit]) : static_cast<unsigned>(tokens[unit]);
+    return page_scores != nullptr ? order_of(page_scores[unit]) : static_cast<unsigned>(tokens[unit]);
   }
 };
 
@@ -162,6 +163,42 @@ __device__ unsigned find_threshold(Shared& shared, const Units& units) {
   return found;
 }
 
+// The same of pages. The bins must be clear.
+__device__ unsigned find_page_threshold(Shared& shared, const Units& units) {
+  Search& search = shared.search;
+  const auto for_each = [&](const auto& visit) {
+    for (int unit = static_cast<int>(threadIdx.x); unit < units.count; unit += kThreads) {
+      visit(units.page_scores[unit], static_cast<unsigned>(units.weight(unit)));
+    }
+  };
+  unsigned best = 0;
+  unsigned worst = 0;  // the complement of the order
+  for_each([&](float score, unsigned /*weight*/) {
+    best = max(best, order_of(score));
+    worst = max(worst, ~order_of(score));
+  });
+  const uint2 range = block_max(search, best, worst);
+  const EvenBins bin_of(score_of_order(range.x), score_of_order(~range.y));
+  for_each([&](float score, unsigned weight) { add_weight(search, bin_of(score), weight); });
+  const unsigned wanted = shared.wanted;
+  __syncthreads();
+  (void)choose_bin(search, [wanted](unsigned) { return wanted; });  // there is one: not all are wanted
+  const int bin = search.bin;
+  for_each([&](float score, unsigned weight) {
+    if (bin_of(score) != bin) return;
+    const int place = atomicAdd(&search.members, 1);
+    if (place >= Search::kMaxMembers) return;
+    search.member_order[place] = order_of(score);
+    search.member_weight[place] = weight;
+  });
+  __syncthreads();
+  if (search.members > Search::kMaxMembers) return find_threshold(shared, units);
+  const Threshold<unsigned> found = compare_members(search);
+  if (threadIdx.x == 0) shared.wanted = found.rest;
+  __syncthreads();
+  return found.order;
+}
+
 // Sum of `value` over the lanes up to this one.
 __device__ std::uint64_t sum_through(std::uint64_t value) {
   const int lane = this_lane();
@@ -213,11 +250,12 @@ __device__ void write_best(Shared& shared, std::int32_t* row, const Units& units
   }
 }
 
-__global__ void __launch_bounds__(kThreads) write_static(const __grid_constant__ StaticArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) write_static(const __grid_constant__ StaticArgs args) {
   __shared__ Shared shared;
   const auto g = static_cast<int>(blockIdx.x);
   const auto s = static_cast<int>(blockIdx.y);
   const auto thread = static_cast<int>(threadIdx.x);
+  clear_bins(shared.search);
   wait_for_previous();
   let_next_start();  // its blocks find room beside these
   const std::int32_t visible = args.kv_len(s);
@@ -235,13 +273,14 @@ __global__ void __launch_bounds__(kThreads) write_static(const __grid_constant__
   } else if (top_k > 0) {
     if (!args.scores.of_tokens.empty()) {
       for (std::int32_t t = sink + thread; t < end; t += kThreads) {
-        row[t] = static_cast<std::int32_t>(key_of(token_score(args, s, g, t)));
+        row[t] = static_cast<std::int32_t>(order_of(token_score(args, s, g, t)));
       }
     }
     if (thread == 0) shared.wanted = static_cast<unsigned>(top_k);
     __syncthreads();
     const Units units(args, s, g, row, sink, end);
-    const unsigned tau = find_threshold(shared, units);
+    const unsigned tau =
+        units.page_scores != nullptr ? find_page_threshold(shared, units) : find_threshold(shared, units);
     write_best(shared, row, units, tau, shared.wanted);
   }
   // Keys are read by now: the last chunk's barrier lies behind.
