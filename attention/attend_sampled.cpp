@@ -30,7 +30,6 @@ SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits
   scratch.moments = carver.take<double>(blocks, group, 3);
   scratch.beyond = carver.take<std::int32_t>(blocks, 2, 2);
   scratch.shares = carver.take<float>(lists, tokens);
-  scratch.arrivals = carver.take<std::uint32_t>(lists);
   return scratch;
 }
 

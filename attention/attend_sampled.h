@@ -20,12 +20,12 @@ struct SampledScratch {
   TensorView<float, 4> part_sums;  // [blocks, {static, tail}, group, {max, sum}], max in exponents of 2
   TensorView<float, 2> estimates;  // [lists, {o, sum over the pilot of w (v - o), log2 of D}]: 2 group head_dim + group
   TensorView<double, 3> moments;   // [blocks, group, {sum w, sum w^2, sum w^2 |v - o|^2}]
-  TensorView<std::int32_t, 3> beyond;     // [blocks, {first look, second}, {fresh, old draws}] beyond the tolerance
-  TensorView<float, 2> shares;            // [lists, capacity] of a draw: its largest w / tolerance
-  TensorView<std::uint32_t, 1> arrivals;  // [lists] of a team's blocks, where teams are no clusters
+  TensorView<std::int32_t, 3> beyond;   // [blocks, {first look, second}, {fresh, old draws}] beyond the tolerance
+  TensorView<float, 2> shares;          // [lists, capacity] of a draw: its largest w / tolerance
+  TensorView<std::int32_t, 2> tickets;  // [seqs, kv_heads] counters, of the caller's: all zero before and after
 };
 
-// Views over lists of up to `tokens` entries for `seqs` sequences.
+// Views over lists of up to `tokens` entries for `seqs` sequences, without `tickets`.
 SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits& limits, int seqs, int tokens);
 
 // draw_pilot, attend_selected, size_sample, attend_selected. Lists come with their static part and leave with their

@@ -3,8 +3,9 @@
 //
 // Shapes: q, out [seqs, heads, head_dim]; K and V [pages, kv_heads, page_tokens, head_dim] in tile order
 //   (kvcache/layout.h); lists [seqs, kv_heads, capacity] as in attention/selection.h.
-// Mapping: grid (team, kv_heads, seqs). A team is a cluster of up to 16 blocks of four warps (before compute
-//   capability 9.0: blocks of a cooperative launch that meet at a counter); its blocks meet four to seven times:
+// Mapping: grid (team, kv_heads, seqs). A team is up to 16 blocks of four warps, which meet four to seven times: a
+//   cluster where the clusters of all lists run at once; else (32 clusters of 8 do not, on an H100) and before compute
+//   capability 9.0 blocks that meet at a counter, all of which run at once:
 //     1  static part and pilot: pieces of 16 keys dealt out to the team's warps, one sum for each of the two parts,
 //        of which the tail's stays in registers to the end, since all draws weigh the same
 //     2  each block merges its share of the channels: o, log D, sum of w (v - o) over the pilot
@@ -22,6 +23,8 @@
 // Bytes: K and V of the listed tokens once, those of the pilot a second time from L2; parts of 2 (head_dim + 2) floats
 //   a block and head.
 // Over 450 lines: the phases share the tail's sums and the queries in registers, so they are one class.
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -70,6 +73,13 @@ struct Shared {
   int2 beyond[kDecodeWarps];
 };
 
+// Counts a block in; how many have come before it. Who sees the new count sees what this thread saw and wrote before.
+__device__ std::int32_t arrive(std::int32_t* count) {
+  std::int32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(count) : "memory");
+  return before;
+}
+
 // Within 2^-21 relative.
 __device__ float sqrt_approx(float x) {
   float y;
@@ -116,7 +126,9 @@ class Member {
       drawn = grow(pilot, sized(pilot), &hits);
     }
     let_next_start();
+    const std::int32_t before = leave();
     merge_out(drawn);
+    left(before);
     if (rank_ == 0 && threadIdx.x == kDecodeThreads - 1) report(drawn, hits);
   }
 
@@ -148,15 +160,25 @@ class Member {
     }
     __syncthreads();
     if (gridDim.x == 1) return;
+    met_ += static_cast<std::int32_t>(gridDim.x);
     if (threadIdx.x == 0) {
-      std::uint32_t* arrivals = &args_.scratch.arrivals(list_);
-      __threadfence();
-      const std::uint32_t all = (atomicAdd(arrivals, 1U) / gridDim.x + 1) * gridDim.x;
-      while (*static_cast<volatile std::uint32_t*>(arrivals) < all) {
-      }
-      __threadfence();
+      std::int32_t* const count = &args_.scratch.tickets(s_, g_);
+      (void)arrive(count);
+      std::int32_t come;
+      do {
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(come) : "l"(count) : "memory");
+      } while (come < met_);
     }
     __syncthreads();
+  }
+  // Behind the last meeting, which all have seen who leave: how many have, the meetings' included; and the last makes
+  // the counter ready for the next launch. Apart, so that nobody waits for the number.
+  __device__ std::int32_t leave() const {
+    const bool counted = !args_.clusters && gridDim.x > 1 && threadIdx.x == 0;
+    return counted ? atomicAdd(&args_.scratch.tickets(s_, g_), 1) : -1;
+  }
+  __device__ void left(std::int32_t before) const {
+    if (before == met_ + static_cast<std::int32_t>(gridDim.x) - 1) args_.scratch.tickets(s_, g_) = 0;
   }
 
   // --- draws ---
@@ -345,6 +367,7 @@ class Member {
       for (int i = 0; i < 3; ++i) shared_.moments[this_warp()][head][i] = sums[i];
     }
     __syncthreads();
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < 3 * args_.decode.group; i += static_cast<int>(kDecodeThreads)) {
       double sum = 0.0;
 #pragma unroll
@@ -619,44 +642,68 @@ class Member {
     float pilot;  // sum over the tail of w (v - o), likewise, every draw counted once
     float lse;    // log2 of D
   };
-  // Of element i of the group's channels.
-  __device__ Merged merged(int i, std::int32_t drawn) const {
+  // Sums over parts, relative to a largest score; a part's tail counts every draw once.
+  struct PartSums {
+    float max = -1e30F;  // below every score, and no infinity: parts of blocks without keys have -inf
+    float fixed_sum = 0.0F, fixed = 0.0F, tail_sum = 0.0F, tail = 0.0F;
+
+    __device__ void add(float larger, float of_static, float static_sum, float static_out, float of_tail,
+                        float sum_of_tail, float tail_out) {
+      larger = fmaxf(max, larger);
+      const float shrink = exp2_approx(max - larger);
+      const float static_factor = exp2_approx(of_static - larger);
+      const float tail_factor = exp2_approx(of_tail - larger);
+      max = larger;
+      fixed_sum = fmaf(static_factor, static_sum, shrink * fixed_sum);
+      fixed = fmaf(static_factor, static_out, shrink * fixed);
+      tail_sum = fmaf(tail_factor, sum_of_tail, shrink * tail_sum);
+      tail = fmaf(tail_factor, tail_out, shrink * tail);
+    }
+  };
+  // Of element i of the group's channels, over every lanes-th of the team's parts from `lane` on.
+  __device__ __forceinline__ PartSums sum_parts(int i, int lane, int lanes, float each_log2) const {
     const int group = args_.decode.group;
     const float* parts = &args_.scratch.parts(first_block_, 0, 0, i);
     const auto* sums = reinterpret_cast<const float2*>(&args_.scratch.part_sums(first_block_, 0, i / kHeadDim, 0));
-    const float each = each_of(drawn);
-    const float each_log2 = log2f(each);
-    float max = -1e30F;  // below every score, and no infinity: parts of blocks without keys have -inf
-    float fixed_sum = 0.0F;
-    float fixed = 0.0F;
-    float tail_sum = 0.0F;
-    float tail = 0.0F;
+    PartSums total;
 #pragma unroll 8
-    for (int b = 0; b < static_cast<int>(gridDim.x); ++b) {
+    for (int b = lane; b < static_cast<int>(gridDim.x); b += lanes) {
       const float2 of_static = __ldcg(sums + 2 * b * group);
       const float2 of_tail = __ldcg(sums + (2 * b + 1) * group);
       const float out_of_static = __ldcg(parts + 2 * b * group * kHeadDim);
       const float out_of_tail = __ldcg(parts + (2 * b + 1) * group * kHeadDim);
-      const float larger = fmaxf(max, fmaxf(of_static.x, of_tail.x + each_log2));
-      const float shrink = exp2_approx(max - larger);
-      const float static_factor = exp2_approx(of_static.x - larger);
-      const float tail_factor = exp2_approx(of_tail.x - larger);
-      max = larger;
-      fixed_sum = fmaf(static_factor, of_static.y, shrink * fixed_sum);
-      fixed = fmaf(static_factor, out_of_static, shrink * fixed);
-      tail_sum = fmaf(tail_factor, of_tail.y, shrink * tail_sum);
-      tail = fmaf(tail_factor, out_of_tail, shrink * tail);
+      total.add(fmaxf(of_static.x, of_tail.x + each_log2), of_static.x, of_static.y, out_of_static, of_tail.x,
+                of_tail.y, out_of_tail);
     }
-    const float sum = fmaf(each, tail_sum, fixed_sum);
-    const float out = fmaf(each, tail, fixed) / sum;
-    return {out, (tail - out * tail_sum) / sum, max + log2f(sum)};
+    return total;
   }
-  // write(element, merged) for elements [first, first + count) of the group's channels.
+  // write(element, merged) for elements [first, first + count) of the group's channels. Where they are fewer than the
+  // block's threads, several threads share an element's parts.
   template <typename Write>
   __device__ __forceinline__ void merge_elements(int first, int count, std::int32_t drawn, const Write& write) const {
+    const float each = each_of(drawn);
+    const float each_log2 = log2f(each);
+    const int width = min(count, static_cast<int>(kDecodeThreads));
+    const int lanes = static_cast<int>(kDecodeThreads) / width;
+    const int lane = static_cast<int>(threadIdx.x) / width;
+    auto* const stage = reinterpret_cast<PartSums*>(rings_ + kDecodeWarps / 2 * kRowRingBytes<kHeadDim>);
 #pragma unroll 1
-    for (int i = first + static_cast<int>(threadIdx.x); i < first + count; i += static_cast<int>(kDecodeThreads)) {
-      write(i, merged(i, drawn));
+    for (int at = static_cast<int>(threadIdx.x) % width; at < count; at += width) {  // one turn where lanes > 1
+      PartSums sums;
+      if (lane < lanes) sums = sum_parts(first + at, lane, lanes, each_log2);
+      if (lanes > 1) {
+        stage[threadIdx.x] = sums;
+        __syncthreads();
+      }
+      if (lane > 0) break;
+#pragma unroll 1
+      for (int other = 1; other < lanes; ++other) {
+        const PartSums& more = stage[other * width + at];
+        sums.add(more.max, more.max, more.fixed_sum, more.fixed, more.max, more.tail_sum, more.tail);
+      }
+      const float sum = fmaf(each, sums.tail_sum, sums.fixed_sum);
+      const float out = fmaf(each, sums.tail, sums.fixed) / sum;
+      write(first + at, Merged{out, (sums.tail - out * sums.tail_sum) / sum, sums.max + log2f(sum)});
     }
   }
   // Where the estimate lies: o, sum of w (v - o) over the pilot, log2 of D. Each block merges its share of the channels
@@ -694,6 +741,7 @@ class Member {
 
   __device__ __forceinline__ void load_estimate(const float* estimate) {
     const int elements = args_.decode.group * kHeadDim;
+#pragma unroll 1
     for (int h = this_warp(); h < args_.decode.group; h += kDecodeWarps) {
       float out_squared = 0.0F;
       float pilot_squared = 0.0F;
@@ -720,6 +768,7 @@ class Member {
     }
     // Rows that are no heads weigh nothing.
     const int rest = (kHeads - args_.decode.group) * kHeadDim;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < rest; i += static_cast<int>(kDecodeThreads)) {
       const int h = args_.decode.group + i / kHeadDim;
       shared_.high[h][i % kHeadDim] = shared_.low[h][i % kHeadDim] = T{};
@@ -740,6 +789,7 @@ class Member {
   // The largest sample that a head of the group asks for, from the moments of all blocks.
   __device__ __forceinline__ std::int32_t sized(std::int32_t pilot) {
     const SampleRule& rule = args_.rule;
+#pragma unroll 1
     for (int h = this_warp(); h < args_.decode.group; h += kDecodeWarps) {
       // A lane has a block.
       double sums[3] = {};
@@ -766,6 +816,7 @@ class Member {
     }
     __syncthreads();
     std::int32_t drawn = pilot;
+#pragma unroll 1
     for (int h = 0; h < args_.decode.group; ++h) drawn = max(drawn, shared_.drawn[h]);
     return drawn;
   }
@@ -791,6 +842,7 @@ class Member {
   const int static_pieces_;
   const int mark_stride_;
   const DrawOrder order_;
+  std::int32_t met_ = 0;  // blocks that have come to the meetings so far
   unsigned q_[kHeadDim / 16][4] = {};
   RunningRows<kHeadDim, kHalves> tail_ = nothing_yet_in_rows<kHeadDim, kHalves>();
 };
@@ -823,22 +875,43 @@ bool knows_clusters(void (*kernel)(Params...)) {
   return attributes.binaryVersion >= 90;
 }
 
+// Clusters of `team` blocks that run at once: fewer than blocks would allow, since a cluster needs neighbours.
+template <typename... Params>
+int resident_clusters(void (*kernel)(Params...), int team, std::size_t shared_bytes) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(team), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(team));
+  config.blockDim = dim3(kDecodeThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "asking for the occupancy of clusters");
+  return clusters;
+}
+
 template <typename T, int kHeadDim, int kHalves>
 void launch_sampled(const Exec& exec, const AttentionShape& shape, SampledArgs<T> args, int seqs) {
   const auto kernel = attend_sampled_lists<T, kHeadDim, kHalves>;
   constexpr std::size_t kSharedBytes = std::size_t{kDecodeWarps} * kRowRingBytes<kHeadDim>;
-  static const bool clusters = [&] {
-    if (!knows_clusters(kernel)) return false;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "allowing large clusters");
-    return true;
-  }();
   static const int resident = resident_blocks(kernel, static_cast<int>(kDecodeThreads), kSharedBytes) *
                               device_info(DeviceKind::kCuda).multiprocessors;
-  const int team =
-      team_of(std::int64_t{seqs} * shape.kv_heads, std::min<std::int64_t>(resident, args.scratch.parts.shape(0)));
-  args.clusters = clusters && team > 1;
-  const bool cooperative = !clusters && team > 1;
-  if (cooperative) zero_bytes(exec, args.scratch.arrivals.data(), args.scratch.arrivals.size() * 4);
+  // Of teams of every size, 2, 4, ...
+  static const auto clusters = [&] {
+    std::array<int, std::countr_zero(unsigned{kMaxTeam})> clusters{};
+    if (!knows_clusters(kernel)) return clusters;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "allowing large clusters");
+    for (std::size_t i = 0; i < clusters.size(); ++i) clusters[i] = resident_clusters(kernel, 2 << i, kSharedBytes);
+    return clusters;
+  }();
+  const std::int64_t lists = std::int64_t{seqs} * shape.kv_heads;
+  const int team = team_of(lists, std::min<std::int64_t>(resident, args.scratch.parts.shape(0)));
+  args.clusters = team > 1 && clusters[std::countr_zero(static_cast<unsigned>(team)) - 1] >= lists;
+  // Blocks that meet at counters must all run at once. Where kernels overlap they do: the one before ends without them,
+  // and the next one begins when they have all begun. Elsewhere the launch asks for it.
+  const bool cooperative = team > 1 && !args.clusters && !launches_can_overlap();
   launch("attend_sampled_lists", kernel,
          {.grid = dim3(static_cast<unsigned>(team), static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(seqs)),
           .block = dim3(kDecodeThreads),

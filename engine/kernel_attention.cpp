@@ -88,6 +88,7 @@ class AttentionKernels {
     scratch.guard_hits = carver.take<std::int32_t>(seqs, g);
     scratch.sampling = take_sampled_scratch(carver, limits_, seqs, tokens);
     scratch.tickets = carver.take<std::int32_t>(seqs, g);
+    scratch.sampling.tickets = scratch.tickets;
     const std::int64_t bytes = std::max(
         list_partial_bytes(limits_, SelectionUnit::kPages, world_.pages(), kMinSplitTokens / shape_.page_tokens),
         list_partial_bytes(limits_, SelectionUnit::kTokens, tokens, kMinSplitTokens));

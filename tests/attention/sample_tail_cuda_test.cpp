@@ -266,9 +266,13 @@ void compare_samples(const Stream& stream, Layer& layer, const SampleRule& rule,
   (void)take_sampled_scratch(counter, limits, batch.seqs, batch.max_kv_len);
   const Buffer memory(Memory::kDevice, counter.used(), "test");
   ScratchCarver carver(memory.data());
+  SampledScratch scratch = take_sampled_scratch(carver, limits, batch.seqs, batch.max_kv_len);
+  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(batch.seqs * shape.kv_heads));
+  const Buffer tickets = upload(stream, zeros);
+  scratch.tickets = tickets.view<std::int32_t>(batch.seqs, shape.kv_heads);
   attend_sampled(stream.exec(), shape, q.ref(dtype, batch.seqs, width), kv, device.batch, rule, dense, lists.list,
-                 lists.report, take_sampled_scratch(carver, limits, batch.seqs, batch.max_kv_len),
-                 out.ref(dtype, batch.seqs, width), lse.view<float>(batch.seqs, shape.heads));
+                 lists.report, scratch, out.ref(dtype, batch.seqs, width), lse.view<float>(batch.seqs, shape.heads));
+  EXPECT_EQ(download<std::int32_t>(stream, tickets, zeros.size()), zeros) << what;
   ListBuffers found(fixed);
   lists.read(stream, found);
   const std::vector<float> outs = download_floats<T>(stream, out, layer.q.size());
