@@ -90,7 +90,8 @@ __device__ float sqrt_approx(float x) {
 template <typename T, int kHeadDim, int kHalves>
 class Member {
  public:
-  __device__ Member(const SampledArgs<T>& args, Shared<T, kHeadDim>& shared, unsigned char* rings)
+  __device__ Member(const SampledArgs<T>& args, Shared<T, kHeadDim>& shared, unsigned char* rings, std::int32_t kv_len,
+                    std::int32_t request)
       : args_(args),
         shared_(shared),
         rings_(rings),
@@ -99,14 +100,14 @@ class Member {
         own_parts_(&args.scratch.parts(block_, 0, 0, 0)),
         own_sums_(reinterpret_cast<float2*>(&args.scratch.part_sums(block_, 0, 0, 0))),
         ring_(shared_address(rings) + this_warp() * kRowRingBytes<kHeadDim>),
-        kv_len_(args.decode.kv_len(s_)),
+        kv_len_(kv_len),
         index_(&args.list.index(s_, g_, 0)),
         static_(args.list.tail_begin(s_, g_)),
         rest_(kv_len_ - static_),
         static_pieces_(pieces_of(static_)),
         mark_stride_((static_ + kMarks - 1) / kMarks),
         order_(rest_, {.seed = args.rule.seed,
-                       .request = static_cast<std::uint32_t>(args.request(s_)),
+                       .request = static_cast<std::uint32_t>(request),
                        .step = static_cast<std::uint32_t>(kv_len_ - 1),
                        .layer = static_cast<std::uint32_t>(args.rule.layer),
                        .kv_head = static_cast<std::uint32_t>(g_)}) {}
@@ -190,6 +191,9 @@ class Member {
       shared_.marks[i] = index_[i * mark_stride_] - i * mark_stride_;
     }
     __syncthreads();
+  }
+  __device__ std::int32_t static_token(std::int32_t i) const {
+    return mark_stride_ == 1 ? shared_.marks[i] + i : index_[i];
   }
   // residual_token(), by a search of the marks and then between two of them.
   __device__ std::int32_t token_of_draw(std::int32_t i) const {
@@ -309,7 +313,7 @@ class Member {
       return piece < static_pieces_ ? min(kPiece, static_ - piece * kPiece) : draws_of(piece, 0, pilot).count();
     };
     const auto token_of = [&](int piece) {
-      if (piece < static_pieces_) return index_[min(piece * kPiece + this_lane() % kPiece, static_ - 1)];
+      if (piece < static_pieces_) return static_token(min(piece * kPiece + this_lane() % kPiece, static_ - 1));
       return join(draws_of(piece, 0, pilot));
     };
     for_each_piece(0, static_pieces_ + pieces_of(pilot), keys_of, token_of, [&](int piece, int keys, unsigned slot) {
@@ -851,12 +855,14 @@ template <typename T, int kHeadDim, int kHalves>
 __global__ void __launch_bounds__(kDecodeThreads, 2) attend_sampled_lists(const __grid_constant__ SampledArgs<T> args) {
   extern __shared__ __align__(256) unsigned char rings[];  // one a warp
   __shared__ Shared<T, kHeadDim> shared;
+  const std::int32_t kv_len = args.decode.kv_len(blockIdx.z);  // the host's, as all numbers of the batch are
+  const std::int32_t request = args.request(blockIdx.z);
   wait_for_previous();
-  if (!args.decode.lengths.contains(args.decode.kv_len(blockIdx.z))) {
+  if (!args.decode.lengths.contains(kv_len)) {
     if (blockIdx.x == 0 && threadIdx.x == 0) args.report.guard_hits(blockIdx.z, blockIdx.y) = 0;
     return;
   }
-  Member<T, kHeadDim, kHalves>(args, shared, rings).run();
+  Member<T, kHeadDim, kHalves>(args, shared, rings, kv_len, request).run();
 }
 
 // Blocks that attend to one list: a power of two, so that it divides a head's channels, of which the device runs those
