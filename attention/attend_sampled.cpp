@@ -14,7 +14,7 @@ SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits
   SampledScratch scratch;
   if (limits.device == DeviceKind::kCpu) {
     const std::int64_t columns = std::int64_t{shape.heads} * shape.head_dim;
-    const int splits = list_splits(limits, SelectionUnit::kTokens, decode_units(limits), seqs, tokens, kMinSplitTokens);
+    const int splits = list_splits(limits, true, decode_units(limits), seqs, tokens, kMinSplitTokens);
     scratch.pilot_out = tensor_ref(carver.take<float>(seqs, columns).data(), DType::kF32, seqs, columns);
     scratch.pilot_lse = carver.take<float>(seqs, shape.heads);
     scratch.partials = {.out = carver.take<float>(seqs, shape.heads, splits, shape.head_dim),

@@ -12,8 +12,8 @@ namespace vesper {
 // the count is empty (lse = -inf).
 // Where the partials have tickets, lists share out their splits * seqs * kv_heads splits by their counts instead, so
 // that one much longer than the others is read by as many more blocks: list l has max(1, round(count_l / e)) even ones,
-// e = max(min_entries, sum of counts / spare), spare = the lists, or as many blocks as run at once where those are
-// more, as far as the splits go. The counts alone decide, not the order of the batch.
+// e = max(min_entries, sum of counts / spare), spare = the lists, or the multiprocessors where those are more, as far
+// as the splits go. The counts alone decide, not the order of the batch.
 //   q, out [seqs, heads * head_dim], dtype of the cache;  lse [seqs, heads] where its data is not null
 //   partials as in attend_decode: [seqs, heads, splits, ...]
 // Sequences at or under the dense limit are not touched. Same limits of shape as attend_prefill. A page's tokens behind

@@ -253,8 +253,7 @@ void attend_selected(const Exec& exec, const AttentionShape& shape, const Tensor
   // Entries of all lists are counted in 32 bits.
   assert(!shared || (lists <= kMostSharedLists && lists * list.index.shape(2) <= INT64_C(0xFFFFFFFF)));
   assert(!shared || partials.parts.shape(0) >= lists * splits);
-  constexpr int kBlocksPerMultiprocessor = 2;
-  const std::int64_t wanted = std::max<std::int64_t>(lists, kBlocksPerMultiprocessor * multiprocessor_count());
+  const std::int64_t wanted = std::max<std::int64_t>(lists, multiprocessor_count());
   dispatch_16bit(kv.k.dtype, "attending to a selection on CUDA", [&](auto element) {
     using T = decltype(element);
     const SelectedArgs<T> args{

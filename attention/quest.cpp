@@ -41,11 +41,17 @@ DenseLimit dense_limit_of(const QuestConfig& config, int dense_below, const Atte
   return {std::max(dense_below, whole_pages)};
 }
 
+// Of one step: amounts in tokens make lists of one length, of all sequences that they do not cover.
+bool lists_differ(const QuestConfig& config) {
+  const auto is_share = [](Amount amount) { return amount.value > 0.0 && amount.value < 1.0; };
+  return is_share(config.token_budget) || is_share(config.sink_tokens) || is_share(config.window_tokens);
+}
+
 class Quest final : public SparseAttention {
  public:
   Quest(const QuestConfig& config, int dense_below, const AttentionLimits& limits)
       : SparseAttention(limits, dense_limit_of(config, dense_below, limits.shape), quest_scratch(config, limits),
-                        kMinSplitTokens / limits.shape.page_tokens),
+                        kMinSplitTokens / limits.shape.page_tokens, lists_differ(config)),
         config_(config) {
     if (config.token_budget.value >= 1.0 && config.token_budget.value < limits.shape.page_tokens) {
       refuse({"setting up quest", "a token_budget of " + std::to_string(static_cast<int>(config.token_budget.value)),
@@ -84,9 +90,9 @@ AttentionScratch quest_scratch(const QuestConfig& config, const AttentionLimits&
   ScratchCarver counter(nullptr);
   const QuestScratch largest = lay_out(counter, config, limits.shape, limits.max_seqs, limits.max_context);
   const int entries = static_cast<int>(largest.pages.index.shape(2));
-  return {.partials =
-              list_partial_bytes(limits, SelectionUnit::kPages, entries, kMinSplitTokens / limits.shape.page_tokens),
-          .selections = counter.used() + ticket_bytes(limits)};
+  return {
+      .partials = list_partial_bytes(limits, lists_differ(config), entries, kMinSplitTokens / limits.shape.page_tokens),
+      .selections = counter.used() + ticket_bytes(limits)};
 }
 
 std::unique_ptr<AttentionBackend> make_quest(const QuestConfig& config, int dense_below,

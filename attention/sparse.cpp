@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::int64_t kFloatBytes = 4;
 
-// Fewer lists of tokens are read by clusters, of more than two blocks each, which merge sooner than shared ones.
+// Fewer lists are read by clusters of more than two blocks each, which merge sooner than shared ones.
 constexpr int kFewLists = 32;
 constexpr int kPartNumbers = 4;  // of a part of a shared list
 
@@ -46,28 +46,27 @@ int page_list_bound(const PageBudget& budget, int tokens, int page_tokens) {
   return std::min(pages, std::max(chosen, forced));
 }
 
-bool shares_lists(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs) {
+bool shares_lists(const AttentionLimits& limits, bool differ, int seqs) {
   if (limits.device != DeviceKind::kCuda) return false;
   const std::int64_t lists = std::int64_t{seqs} * limits.shape.kv_heads;
-  // Two blocks a list are a cluster up to three quarters of the multiprocessors, which are half of the units.
-  const bool clusters = 8 * lists <= 3 * std::int64_t{units / 2};
-  return (unit == SelectionUnit::kTokens ? lists >= kFewLists : !clusters) && lists <= kMostSharedLists;
+  return differ && lists >= kFewLists && lists <= kMostSharedLists;
 }
 
-int list_splits(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs, int entries, int min_entries) {
-  const int wanted = shares_lists(limits, unit, units, seqs) ? 1 + divide_up(units, seqs * limits.shape.kv_heads)
-                                                             : wanted_splits(seqs, limits.shape.kv_heads, units);
+int list_splits(const AttentionLimits& limits, bool differ, int units, int seqs, int entries, int min_entries) {
+  // As many spare blocks as multiprocessors, half of the units, or as lists.
+  const int wanted = shares_lists(limits, differ, seqs) ? 1 + divide_up(units / 2, seqs * limits.shape.kv_heads)
+                                                        : wanted_splits(seqs, limits.shape.kv_heads, units);
   return std::min(wanted, divide_up(entries, min_entries));
 }
 
-SplitPartials list_partials(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs, int entries,
+SplitPartials list_partials(const AttentionLimits& limits, bool differ, int units, int seqs, int entries,
                             int min_entries, float* memory, TensorView<std::int32_t, 2> tickets) {
   const AttentionShape& shape = limits.shape;
-  const int splits = list_splits(limits, unit, units, seqs, entries, min_entries);
+  const int splits = list_splits(limits, differ, units, seqs, entries, min_entries);
   const std::int64_t rows = std::int64_t{seqs} * shape.heads * splits;
   SplitPartials partials{.out = TensorView<float, 4>(memory, seqs, shape.heads, splits, shape.head_dim),
                          .lse = TensorView<float, 3>(memory + rows * shape.head_dim, seqs, shape.heads, splits)};
-  if (!shares_lists(limits, unit, units, seqs)) return partials;
+  if (!shares_lists(limits, differ, seqs)) return partials;
   const std::int64_t parts = std::int64_t{seqs} * shape.kv_heads * splits;
   const std::int64_t floats = (rows * (shape.head_dim + 1) + kPartNumbers - 1) / kPartNumbers * kPartNumbers;
   partials.parts = TensorView<std::int32_t, 2>(reinterpret_cast<std::int32_t*>(memory + floats), parts, kPartNumbers);
@@ -75,15 +74,15 @@ SplitPartials list_partials(const AttentionLimits& limits, SelectionUnit unit, i
   return partials;
 }
 
-std::int64_t list_partial_bytes(const AttentionLimits& limits, SelectionUnit unit, int entries, int min_entries) {
+std::int64_t list_partial_bytes(const AttentionLimits& limits, bool differ, int entries, int min_entries) {
   const int units = decode_units(limits);
   const AttentionShape& shape = limits.shape;
   std::int64_t slots = 0;   // (sequence, split) pairs
   std::int64_t shared = 0;  // of them where lists share splits out
   for (int seqs = 1; seqs <= limits.max_seqs; ++seqs) {
-    const std::int64_t own = std::int64_t{seqs} * list_splits(limits, unit, units, seqs, entries, min_entries);
+    const std::int64_t own = std::int64_t{seqs} * list_splits(limits, differ, units, seqs, entries, min_entries);
     slots = std::max(slots, own);
-    if (shares_lists(limits, unit, units, seqs)) shared = std::max(shared, own);
+    if (shares_lists(limits, differ, seqs)) shared = std::max(shared, own);
   }
   const std::int64_t part_bytes = shared == 0 ? 0 : kPartNumbers * kFloatBytes * (shared * shape.kv_heads + 1);
   return slots * shape.heads * (shape.head_dim + 1) * kFloatBytes + part_bytes;
@@ -105,10 +104,11 @@ std::int64_t ticket_bytes(const AttentionLimits& limits) {
 }
 
 SparseAttention::SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch,
-                                 int min_entries)
+                                 int min_entries, bool differ)
     : limits_(limits),
       dense_limit_(dense),
       min_entries_(min_entries),
+      differ_(differ),
       units_(decode_units(limits)),
       dense_(limits),
       partials_(limits.memory(), scratch.partials, "the partial results of attention over lists"),
@@ -166,7 +166,7 @@ void SparseAttention::attend(const Exec& exec, const AttendLayer& layer, const T
   });
   const AttentionShape& shape = limits_.shape;
   const SplitPartials partials =
-      list_partials(limits_, list.unit, units_, batch.seqs, static_cast<int>(list.index.shape(2)), min_entries_,
+      list_partials(limits_, differ_, units_, batch.seqs, static_cast<int>(list.index.shape(2)), min_entries_,
                     static_cast<float*>(partials_.data()), tickets(batch));
   assert((partials.out.size() + partials.lse.size() + partials.parts.size()) * kFloatBytes <= partials_.bytes());
   attend_selected(exec, shape, q, layer.kv, batch, list, min_entries_, dense_limit_, partials, out, lse);

@@ -37,21 +37,20 @@ int page_count(int tokens, int page_tokens);
 // Most pages that select_pages keeps.
 int page_list_bound(const PageBudget& budget, int tokens, int page_tokens);
 
-// Whether the lists of `seqs` sequences share their splits out by their counts, on a CUDA device of `units`
-// (decode_units): lists that are too many for a cluster of two blocks each; of tokens, whose lists differ more in
-// length, from 32 on.
-bool shares_lists(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs);
+// Whether the lists of `seqs` sequences share their splits out by their counts: on CUDA, where the lists of a step may
+// `differ` in length and are so many that few blocks read each.
+bool shares_lists(const AttentionLimits& limits, bool differ, int seqs);
 
-// Splits of lists of up to `entries` entries, for `seqs` sequences: enough to fill a device of `units`.
-int list_splits(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs, int entries, int min_entries);
+// Splits of lists of up to `entries` entries, for `seqs` sequences: enough to fill a device of `units` (decode_units).
+int list_splits(const AttentionLimits& limits, bool differ, int units, int seqs, int entries, int min_entries);
 
 // Partial results of such lists in `memory`, which holds list_partial_bytes(). `tickets` [seqs, kv_heads]: counters
 // that are zero.
-SplitPartials list_partials(const AttentionLimits& limits, SelectionUnit unit, int units, int seqs, int entries,
+SplitPartials list_partials(const AttentionLimits& limits, bool differ, int units, int seqs, int entries,
                             int min_entries, float* memory, TensorView<std::int32_t, 2> tickets);
 
 // Partial results of attention over lists of up to `entries` entries, cut into splits of at least `min_entries`.
-std::int64_t list_partial_bytes(const AttentionLimits& limits, SelectionUnit unit, int entries, int min_entries);
+std::int64_t list_partial_bytes(const AttentionLimits& limits, bool differ, int entries, int min_entries);
 
 // Counters of lists, which count towards AttentionScratch::selections.
 std::int64_t ticket_bytes(const AttentionLimits& limits);
@@ -74,7 +73,9 @@ class SparseAttention : public AttentionBackend {
 
  protected:
   // `scratch`: of the largest step, as the backend's own layout counts it. `min_entries`: of a split of a list.
-  SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch, int min_entries);
+  // `differ`: lists of one step may differ in length.
+  SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch, int min_entries,
+                  bool differ);
 
   // Makes the lists of one layer.
   virtual MadeLists select(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
@@ -100,6 +101,7 @@ class SparseAttention : public AttentionBackend {
   AttentionLimits limits_;
   DenseLimit dense_limit_;
   int min_entries_;  // of a split
+  bool differ_;      // lists of one step in their lengths
   int units_;        // blocks that the device runs side by side
   DenseAttention dense_;
   Buffer partials_;

@@ -47,7 +47,7 @@ class Twilight final : public SparseAttention {
  public:
   Twilight(const TwilightConfig& config, int dense_below, const AttentionLimits& limits)
       : SparseAttention(limits, {std::max(dense_below, config.min_tokens)}, twilight_scratch(config, limits),
-                        kMinSplitTokens),
+                        kMinSplitTokens, true),
         config_(config) {
     if (!config.dense_base && config.base_budget.value >= 1.0 && config.base_budget.value < limits.shape.page_tokens) {
       refuse({"setting up twilight", "a base_budget of " + std::to_string(static_cast<int>(config.base_budget.value)),
@@ -114,7 +114,7 @@ AttentionScratch twilight_scratch(const TwilightConfig& config, const AttentionL
   ScratchCarver counter(nullptr);
   const TwilightScratch largest = lay_out(counter, config, limits.shape, limits.max_seqs, limits.max_context);
   const int entries = static_cast<int>(largest.tokens.index.shape(2));
-  return {.partials = list_partial_bytes(limits, SelectionUnit::kTokens, entries, kMinSplitTokens),
+  return {.partials = list_partial_bytes(limits, true, entries, kMinSplitTokens),
           .selections = counter.used() + ticket_bytes(limits)};
 }
 

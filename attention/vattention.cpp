@@ -63,7 +63,7 @@ class VAttention final : public SparseAttention {
  public:
   VAttention(const VAttentionConfig& config, int dense_below, const AttentionLimits& limits)
       : SparseAttention(limits, dense_limit_of(config, dense_below, limits.max_context),
-                        vattention_scratch(config, limits), 1),
+                        vattention_scratch(config, limits), 1, true),
         config_(config) {
     sample_.epsilon = config.epsilon;
     sample_.z = static_cast<float>(inverse_normal(1.0 - static_cast<double>(config.delta) / 2.0));

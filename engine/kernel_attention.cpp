@@ -89,9 +89,9 @@ class AttentionKernels {
     scratch.sampling = take_sampled_scratch(carver, limits_, seqs, tokens);
     scratch.tickets = carver.take<std::int32_t>(seqs, g);
     scratch.sampling.tickets = scratch.tickets;
-    const std::int64_t bytes = std::max(
-        list_partial_bytes(limits_, SelectionUnit::kPages, world_.pages(), kMinSplitTokens / shape_.page_tokens),
-        list_partial_bytes(limits_, SelectionUnit::kTokens, tokens, kMinSplitTokens));
+    const std::int64_t bytes =
+        std::max(list_partial_bytes(limits_, false, world_.pages(), kMinSplitTokens / shape_.page_tokens),
+                 list_partial_bytes(limits_, true, tokens, kMinSplitTokens));
     scratch.partials = carver.take<float>(bytes / 4);
     return scratch;
   }
@@ -175,8 +175,8 @@ class AttentionKernels {
   void attend(const std::string& kernel, const Selection& list, int min_entries) {
     const Scratch s = scratch();
     const SplitPartials partials =
-        list_partials(limits_, list.unit, units_, world_.seqs(), static_cast<int>(list.index.shape(2)), min_entries,
-                      s.partials.data(), s.tickets);
+        list_partials(limits_, list.unit == SelectionUnit::kTokens, units_, world_.seqs(),
+                      static_cast<int>(list.index.shape(2)), min_entries, s.partials.data(), s.tickets);
     KernelRow& row = time(
         "attend", kernel,
         attend_selected_cost(shape_, world_.dtype(), world_.seqs(), listed_tokens(exec_, shape_, list)), [&](int turn) {

@@ -42,6 +42,18 @@ TEST(Info, IsReadWithoutJson) {
   }
 }
 
+// Page bounds of a layer: f32 on the CPU, or a byte a channel and a bf16 scale for every 32.
+TEST(Info, CountsPageBoundsInTheirBits) {
+  const auto tables_of = [](const std::string& spec) {
+    const RunResult result = run_well({"info", "--model", "synthetic:llama-2-7b", "--device", "cpu", "--max-context",
+                                       "4096", "--attention", spec, "--json"});
+    return nlohmann::json::parse(result.out).at("attention").back().at("side_table_bytes_a_layer").get<std::int64_t>();
+  };
+  const std::int64_t pages = 4096 / 16;
+  EXPECT_EQ(tables_of("quest"), pages * 32 * 2 * 128 * 4);
+  EXPECT_EQ(tables_of("quest:bounds=int8"), pages * 32 * 2 * (128 + 4 * 2));
+}
+
 // The 8B model's layers hold 6 979 321 856 weights in matrices, all in whole spans; 4.125 bits each.
 TEST(Info, PlansWhatIsQuantised) {
   const auto weights_of = [](const std::string& format) {
