@@ -3,7 +3,7 @@
 //
 // Shapes: q, out [seqs, heads, head_dim]; K and V [pages, kv_heads, page_tokens, head_dim] in tile order
 //   (kvcache/layout.h); lists [seqs, kv_heads, capacity] as in attention/selection.h.
-// Mapping: grid (team, kv_heads, seqs). A team is up to 16 blocks of four warps, which meet four to seven times: a
+// Mapping: grid (team, kv_heads, seqs). A team is up to 32 blocks of four warps, which meet four to seven times: a
 //   cluster where the clusters of all lists run at once; else (32 clusters of 8 do not, on an H100) and before compute
 //   capability 9.0 blocks that meet at a counter, all of which run at once:
 //     1  static part and pilot: pieces of 16 keys dealt out to the team's warps, one sum for each of the two parts,
@@ -39,7 +39,8 @@
 namespace vesper::cuda {
 namespace {
 
-constexpr int kMaxTeam = 16;
+constexpr int kMaxTeam = 32;  // a lane for every block
+constexpr int kLargestCluster = 16;
 constexpr int kMarks = 1152;  // static tokens at even distances that are kept in shared memory, for searches
 constexpr int kStatic = 0;    // parts of a list
 constexpr int kTail = 1;
@@ -72,13 +73,6 @@ struct Shared {
   std::int32_t drawn[kHeads];  // that a head asks for
   int2 beyond[kDecodeWarps];
 };
-
-// Counts a block in; how many have come before it. Who sees the new count sees what this thread saw and wrote before.
-__device__ std::int32_t arrive(std::int32_t* count) {
-  std::int32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(count) : "memory");
-  return before;
-}
 
 // Within 2^-21 relative.
 __device__ float sqrt_approx(float x) {
@@ -164,11 +158,12 @@ class Member {
     met_ += static_cast<std::int32_t>(gridDim.x);
     if (threadIdx.x == 0) {
       std::int32_t* const count = &args_.scratch.tickets(s_, g_);
-      (void)arrive(count);
-      std::int32_t come;
-      do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(come) : "l"(count) : "memory");
-      } while (come < met_);
+      __threadfence();
+      atomicAdd(count, 1);
+      // Not with acquiring loads: each would empty the first-level cache under the multiprocessor's other block.
+      while (*static_cast<volatile std::int32_t*>(count) < met_) {
+      }
+      __threadfence();
     }
     __syncthreads();
   }
@@ -867,8 +862,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_sampled_lists(const 
 
 // Blocks that attend to one list: a power of two, so that it divides a head's channels, of which the device runs those
 // of all lists side by side.
-int team_of(std::int64_t lists, std::int64_t blocks) {
-  int team = kMaxTeam;
+int team_of(std::int64_t lists, std::int64_t blocks, int most) {
+  int team = most;
   while (team > 1 && lists * team > blocks) team /= 2;
   return team;
 }
@@ -906,14 +901,19 @@ void launch_sampled(const Exec& exec, const AttentionShape& shape, SampledArgs<T
                               device_info(DeviceKind::kCuda).multiprocessors;
   // Of teams of every size, 2, 4, ...
   static const auto clusters = [&] {
-    std::array<int, std::countr_zero(unsigned{kMaxTeam})> clusters{};
+    std::array<int, std::countr_zero(unsigned{kMaxTeam})> clusters{};  // none of more than kLargestCluster
     if (!knows_clusters(kernel)) return clusters;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "allowing large clusters");
-    for (std::size_t i = 0; i < clusters.size(); ++i) clusters[i] = resident_clusters(kernel, 2 << i, kSharedBytes);
+    for (int i = 0; 2 << i <= kLargestCluster; ++i) {
+      clusters[static_cast<std::size_t>(i)] = resident_clusters(kernel, 2 << i, kSharedBytes);
+    }
     return clusters;
   }();
   const std::int64_t lists = std::int64_t{seqs} * shape.kv_heads;
-  const int team = team_of(lists, std::min<std::int64_t>(resident, args.scratch.parts.shape(0)));
+  // Short lists have no work for more blocks than a cluster has.
+  constexpr int kLongContext = 8192;
+  const int most = args.list.index.shape(2) < kLongContext ? kLargestCluster : kMaxTeam;
+  const int team = team_of(lists, std::min<std::int64_t>(resident, args.scratch.parts.shape(0)), most);
   args.clusters = team > 1 && clusters[std::countr_zero(static_cast<unsigned>(team)) - 1] >= lists;
   // Blocks that meet at counters must all run at once. Where kernels overlap they do: the one before ends without them,
   // and the next one begins when they have all begun. Elsewhere the launch asks for it.
