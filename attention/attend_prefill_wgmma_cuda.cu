@@ -14,12 +14,11 @@
 //   rows, 128 flops a byte, so the matrix rate binds.
 // Source: Dao et al., arXiv 2205.14135; Shah et al., "FlashAttention-3", arXiv 2407.08608 (fetching warps, the order of
 //   products and softmax, groups by turns); the packing of heads and the layout of columns are ours.
-#include <cudaTypedefs.h>
-
 #include "attention/attend_prefill.cuh"
 #include "attention/wgmma.cuh"
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
+#include "engine/core/tensor_map.cuh"
 
 namespace vesper::cuda {
 namespace {
@@ -324,38 +323,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 // column.
 template <typename T>
 CUtensorMap columns_of(const TensorRef& tiles) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
-          "asking the driver how to describe a tensor");
-#else
-    check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found),
-          "asking the driver how to describe a tensor");
-#endif
-    if (found != cudaDriverEntryPointSuccess) {
-      fail({"asking the driver how to describe a tensor", "no cuTensorMapEncodeTiled", "a driver for CUDA 12",
-            "update the driver"});
-    }
-    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
-  }();
-  const auto head_dim = static_cast<cuuint64_t>(tiles.shape[3]);
-  const cuuint64_t extents[] = {kColumnElements,
-                                static_cast<cuuint64_t>(tiles.shape[0] * tiles.shape[1] * tiles.shape[2]),
-                                head_dim / kColumnElements};
-  const cuuint64_t stride_bytes[] = {2 * head_dim, kColumnBytes};
-  const cuuint32_t box[] = {kColumnElements, kBoxKeys, 1};
-  const cuuint32_t steps[] = {1, 1, 1};
-  CUtensorMap tensor;
-  const CUresult status =
-      encode(&tensor, std::is_same_v<T, bf16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3,
-             tiles.data, extents, stride_bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) {
-    fail({"describing a cache's tensor to the driver", "error " + std::to_string(status), "", ""});
-  }
-  return tensor;
+  const std::int64_t head_dim = tiles.shape[3];
+  return tensor_map<3>(DTypeOf<T>::value, tiles.data,
+                       {kColumnElements, tiles.shape[0] * tiles.shape[1] * tiles.shape[2], head_dim / kColumnElements},
+                       {2 * head_dim, kColumnBytes}, {kColumnElements, kBoxKeys, 1}, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
 template <typename T, int kHeadDim>
