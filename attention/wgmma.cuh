@@ -130,6 +130,37 @@ __device__ inline void copy_box(unsigned to, const CUtensorMap& tensor, int x, i
       : "memory");
 }
 
+// The same of tensors of two and of four dimensions. `hint`: what L2 is to do with it.
+__device__ inline void copy_box(unsigned to, const CUtensorMap& tensor, int x, int y, unsigned barrier,
+                                std::uint64_t hint) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
+      "%3}], "
+      "[%4], %5;" ::"r"(to),
+      "l"(&tensor), "r"(x), "r"(y), "r"(barrier), "l"(hint)
+      : "memory");
+}
+__device__ inline void copy_box(unsigned to, const CUtensorMap& tensor, int x, int y, int z, int w, unsigned barrier,
+                                std::uint64_t hint) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, "
+      "%4, %5}], [%6], %7;" ::"r"(to),
+      "l"(&tensor), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier), "l"(hint)
+      : "memory");
+}
+
+// Hints: what is read once, and what others will read again. Source: PTX ISA, "createpolicy".
+__device__ inline std::uint64_t evict_first() {
+  std::uint64_t hint;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(hint));
+  return hint;
+}
+__device__ inline std::uint64_t evict_last() {
+  std::uint64_t hint;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(hint));
+  return hint;
+}
+
 // Barriers among the threads of a few warpgroups; `id` 1 ... 15.
 __device__ inline void meet(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

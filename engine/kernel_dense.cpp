@@ -12,6 +12,7 @@
 #include "models/norm.h"
 #include "models/projections.h"
 #include "models/rows.h"
+#include "models/small_gemm.h"
 
 namespace vesper {
 namespace {
@@ -149,6 +150,16 @@ class DenseKernels {
     return rows_.back();
   }
 
+  // Whether the product is one of our own kernels, which can also do the step after it.
+  [[nodiscard]] bool has_own_product(Format format) const {
+    if constexpr (kHaveCuda) {
+      if (!exec_.on_cuda()) return false;
+      if (batch_ <= kMaxGemvRows) return true;
+      return format == Format::kStored && batch_ <= kMaxSmallGemmRows && cuda::has_small_gemm();
+    }
+    return false;
+  }
+
   static const char* suffix(Format format) { return format == Format::kInt4 ? ", int4" : ""; }
 
   void product(const char* name, Format format, std::int64_t rows, std::int64_t columns, DType out_dtype) {
@@ -169,7 +180,7 @@ class DenseKernels {
     multiply(0);
     row.check = check_product(row.kernel, x, matrices, rows, out);
     if constexpr (kHaveCuda) {
-      if (!exec_.on_cuda() || batch_ > kMaxGemvRows || format == Format::kInt4) return;
+      if (!has_own_product(format) || format == Format::kInt4) return;
       row.rival_s = quantile(
           time_turns(exec_, turns,
                      [&](int turn) { cuda::linear_cublaslt(exec_, context, x, matrices.weight(turn).blocks[0], out); }),
@@ -210,7 +221,7 @@ class DenseKernels {
 
   // What a decode step on CUDA does in one kernel, against its composition of the fronts.
   void fused_ffn(Format format) {
-    if (!exec_.on_cuda() || batch_ > kMaxGemvRows) return;
+    if (!has_own_product(format)) return;
     const std::int64_t hidden = config_.hidden;
     const std::int64_t ffn = config_.ffn;
     const std::int64_t bytes = DrawnMatrices::bytes(format, dtype_, 2 * ffn, hidden);

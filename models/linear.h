@@ -39,8 +39,12 @@ struct LinearWeight {
   }
 };
 
-// Rows of x up to which CUDA uses the GEMV kernels instead of cuBLASLt.
+// Rows of x up to which CUDA uses the GEMV kernels.
 inline constexpr int kMaxGemvRows = 8;
+
+// Rows of x up to which CUDA uses its own tiles (models/small_gemm.h) for a weight in 16 bits, on compute
+// capability 9.0 and where rows are on 16 bytes, instead of cuBLASLt.
+inline constexpr int kMaxSmallGemmRows = 64;
 
 // The same for 4-bit matrices, which are read once for every kMaxGemvRows rows: up to four times that is less than
 // writing and reading the weights in 16 bits.

@@ -1,4 +1,4 @@
-// out = x W^T on CUDA: few rows of x through the GEMV kernel, many through cuBLASLt.
+// out = x W^T on CUDA: few rows of x through the GEMV kernel or through small_gemm, many through cuBLASLt.
 //
 // cuBLASLt thinks in column-major matrices. Row-major out [tokens, rows] is column-major [rows, tokens], row-major W is
 // column-major [columns, rows], row-major x is column-major [columns, tokens], so the product is out' = W'^T x', the
@@ -22,6 +22,7 @@
 #include "engine/core/stream.h"
 #include "models/gemv.h"
 #include "models/linear.h"
+#include "models/small_gemm.h"
 
 namespace vesper {
 namespace {
@@ -213,6 +214,7 @@ void linear(const Exec& exec, const LinearContext& context, const TensorRef& x, 
   if (weight.is_int4()) return linear_int4(exec, impl, x, weight.int4, out);
   assert(weight.count == 1 && x.dtype == weight.blocks[0].dtype);
   if (x.shape[0] <= kMaxGemvRows && gemv(exec, impl.multiprocessors, x, weight.blocks[0], out)) return;
+  if (small_gemm(exec, impl.multiprocessors, x, weight.blocks[0], out)) return;
   multiply_many(exec, impl, x, weight.blocks[0], out, 0);
 }
 

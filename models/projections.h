@@ -25,8 +25,9 @@ Cost project_qkv_cost(DType dtype, std::int64_t tokens, std::int64_t hidden, std
 Cost project_ffn_cost(DType dtype, std::int64_t tokens, std::int64_t hidden, std::int64_t ffn);
 
 namespace cuda {
-// In one kernel, with the bits of the composition; false where a shape is not taken: more than kMaxGemvRows tokens,
-// rows that are not 16-byte aligned, a head_dim or an ffn that tiles do not divide, weights that are not of x's type.
+// In one kernel, with the bits of the composition; false where a shape is not taken: more tokens than kMaxGemvRows (on
+// compute capability 9.0 and with a weight in 16 bits kMaxSmallGemmRows), rows that are not 16-byte aligned, a head_dim
+// or an ffn that tiles do not divide, weights that are not of x's type.
 // Side tables are left as they are.
 bool project_qkv(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
                  const Rope& rope, const Batch& batch, const LayerKv& kv, const TensorRef& query);

@@ -6,7 +6,8 @@
 //
 // Shapes: x [tokens, hidden], W [rows, hidden], query [tokens, heads * head_dim], out [tokens, ffn], all of one 16-bit
 //   type; K and V in the tile order of kvcache/layout.h. Tokens: 1 to kMaxGemvRows.
-// Mapping: the product is models/gemv.cuh. A tile's low rows and its high ones are partners, so that a thread has both
+// Mapping: the product is models/gemv.cuh; with more tokens models/small_projections_cuda.cu's. A tile's low rows and
+// its high ones are partners, so that a thread has both
 //   of a pair: channels d and d + head_dim / 2 of a head, or a gate and its up.
 // Rounding: every value that the composition would have stored is rounded where it would have been.
 // Bytes: W once, see project_qkv_cost() and project_ffn_cost().
@@ -17,68 +18,14 @@
 
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
-#include "kvcache/rotate.cuh"
 #include "models/gemv.cuh"
 #include "models/gemv_int4.cuh"
+#include "models/projection_outputs.cuh"
 #include "models/projections.h"
+#include "models/small_gemm.h"
 
 namespace vesper::cuda {
 namespace {
-
-template <typename T>
-struct QkvOutput {
-  TensorView<T, 3> query;  // [tokens, heads, head_dim]
-  TensorView<T, 4> k;      // [pages, kv_heads, page_tokens, head_dim] tiles
-  TensorView<T, 4> v;
-  Rope rope;
-  TensorView<const std::int32_t, 1> positions;
-  TensorView<const std::int32_t, 1> seq_of_token;
-  TensorView<const std::int32_t, 2> page_table;
-
-  // `row`: of a head's first half.
-  __device__ void operator()(int t, int row, float low_sum, float high_sum) const {
-    const int head_dim = static_cast<int>(query.shape(2));
-    const int heads = static_cast<int>(query.shape(1));
-    const int kv_heads = static_cast<int>(k.shape(1));
-    const int half = head_dim / 2;
-    const int head = row / head_dim;
-    const int d = row % head_dim;
-    T low = narrow<T>(low_sum);
-    T high = narrow<T>(high_sum);
-    const int seq = seq_of_token(t);
-    const int position = positions(t);
-    if (head < heads + kv_heads) {
-      const float2 turn = rotary_turn(rope, seq, position, d);
-      const float x = widen(low);
-      const float y = widen(high);
-      low = narrow<T>(rotated_low(x, y, turn));
-      high = narrow<T>(rotated_high(x, y, turn));
-    }
-    if (head < heads) {
-      query(t, head, d) = low;
-      query(t, head, d + half) = high;
-      return;
-    }
-    const int page_tokens = static_cast<int>(k.shape(2));
-    const int line = position % page_tokens;
-    const int page = page_table(seq, position / page_tokens);
-    const bool is_key = head < heads + kv_heads;
-    T* tile = &(is_key ? k : v)(page, head - heads - (is_key ? 0 : kv_heads), 0, 0);
-    tile[tile_offset(line, d, head_dim)] = low;
-    tile[tile_offset(line, d + half, head_dim)] = high;
-  }
-};
-
-template <typename T>
-struct FfnOutput {
-  TensorView<T, 2> out;  // [tokens, ffn]
-
-  __device__ void operator()(int t, int row, float gate_sum, float up_sum) const {
-    const float gate = widen(narrow<T>(gate_sum));
-    const float up = widen(narrow<T>(up_sum));
-    out(t, row) = narrow<T>(gate / (1.0F + expf(-gate)) * up);
-  }
-};
 
 template <typename Weight, typename Output>
 struct ProjectionArgs {
@@ -101,6 +48,11 @@ bool takes(const TensorRef& x, const LinearWeight& weight, const TensorRef& out)
   if (weight.is_int4()) return rows_are_vectors(x.shape[1], {x.data});
   const TensorRef& matrix = weight.blocks[0];
   return weight.count == 1 && matrix.dtype == x.dtype && rows_are_vectors(x.shape[1], {x.data, matrix.data});
+}
+
+// A weight in 16 bits; none where it is in 4.
+const TensorRef* stored(const LinearWeight& weight) {
+  return !weight.is_int4() && weight.count == 1 ? &weight.blocks[0] : nullptr;
 }
 
 template <typename Weight, typename Output>
@@ -135,18 +87,14 @@ bool with_partners(const LinearWeight& weight, std::int64_t partner_rows, std::i
 bool project_qkv(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
                  const Rope& rope, const Batch& batch, const LayerKv& kv, const TensorRef& query) {
   const auto head_dim = static_cast<int>(kv.k.shape[3]);
+  if (const TensorRef* matrix = stored(weight)) {
+    if (small_gemm_qkv(exec, linear_multiprocessors(context), x, *matrix, rope, batch, kv, query)) return true;
+  }
   if (!takes(x, weight, query) || kv.k.dtype != query.dtype) return false;
   bool done = false;
   dispatch_16bit(query.dtype, "projecting q, k and v", [&](auto element) {
     using T = decltype(element);
-    const QkvOutput<T> output{
-        .query = TensorView<T, 3>(static_cast<T*>(query.data), query.shape[0], query.shape[1] / head_dim, head_dim),
-        .k = kv.k.as<T, 4>(),
-        .v = kv.v.as<T, 4>(),
-        .rope = rope,
-        .positions = batch.positions,
-        .seq_of_token = batch.seq_of_token,
-        .page_table = batch.page_table};
+    const QkvOutput<T> output = qkv_output<T>(rope, batch, kv, query);
     done = with_partners<T>(weight, head_dim / 2, head_dim, [&](const auto& streamed) {
       launch_projection("project_qkv", exec, context, x, streamed, output);
     });
@@ -157,6 +105,9 @@ bool project_qkv(const Exec& exec, const LinearContext& context, const TensorRef
 bool project_ffn(const Exec& exec, const LinearContext& context, const TensorRef& x, const LinearWeight& weight,
                  const TensorRef& out) {
   assert(weight.rows() == 2 * out.shape[1]);
+  if (const TensorRef* matrix = stored(weight)) {
+    if (small_gemm_ffn(exec, linear_multiprocessors(context), x, *matrix, out)) return true;
+  }
   if (!takes(x, weight, out)) return false;
   bool done = false;
   dispatch_16bit(out.dtype, "projecting gate and up", [&](auto element) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "models/linear.h"
+#include "models/small_gemm.h"
 #include "tests/compare.h"
 #include "tests/device_tensor.h"
 #include "tests/gpu.h"
@@ -62,20 +63,23 @@ std::vector<float> small_integers(std::mt19937& random, std::size_t count) {
   return values;
 }
 
-// All tokens from 1 to past the GEMV's limit on a few shapes, and random shapes; each in both types and both outputs.
+// All tokens from 1 to past the GEMV's limit, some to past that of small_gemm, on a few shapes, and random shapes; each
+// in both types and both outputs.
 std::vector<Case> cases() {
   struct Shape {
     std::int64_t tokens, columns, rows;
   };
-  std::vector<Shape> shapes = {{1, 1, 1},       {2, 3, 2},     {1, 8, 15},    {3, 31, 16},    {8, 32, 17},
-                               {5, 40, 33},     {1, 255, 100}, {4, 256, 703}, {7, 257, 64},   {8, 1023, 48},
-                               {1, 4096, 96},   {2, 4104, 40}, {6, 1000, 7},  {1, 264, 7000}, {8, 64, 7001},
-                               {1, 14336, 64},  {9, 64, 64},   {9, 96, 100},  {17, 256, 704}, {33, 8, 8},
-                               {40, 4096, 136}, {16, 72, 40},  {12, 703, 65}, {130, 257, 33}, {600, 128, 96}};
+  std::vector<Shape> shapes = {{1, 1, 1},       {2, 3, 2},      {1, 8, 15},       {3, 31, 16},      {8, 32, 17},
+                               {5, 40, 33},     {1, 255, 100},  {4, 256, 703},    {7, 257, 64},     {8, 1023, 48},
+                               {1, 4096, 96},   {2, 4104, 40},  {6, 1000, 7},     {1, 264, 7000},   {8, 64, 7001},
+                               {1, 14336, 64},  {9, 64, 64},    {9, 96, 100},     {17, 256, 704},   {33, 8, 8},
+                               {40, 4096, 136}, {16, 72, 40},   {12, 703, 65},    {130, 257, 33},   {600, 128, 96},
+                               {64, 1024, 57},  {31, 1032, 33}, {10, 2056, 4000}, {20, 128, 40000}, {9, 64, 30000},
+                               {65, 128, 96}};
   for (std::int64_t tokens = 1; tokens <= 12; ++tokens) shapes.push_back({tokens, 192, 80});
   std::mt19937 random(5);
   const auto any = [&](std::int64_t most) { return std::uniform_int_distribution<std::int64_t>(1, most)(random); };
-  for (int i = 0; i < 30; ++i) shapes.push_back({any(40), any(2) == 1 ? any(900) : 8 * any(200), any(600)});
+  for (int i = 0; i < 30; ++i) shapes.push_back({any(66), any(2) == 1 ? any(900) : 8 * any(200), any(600)});
   std::vector<Case> all;
   for (const Shape& shape : shapes) {
     for (const DType dtype : {DType::kBf16, DType::kF16}) {
@@ -164,6 +168,42 @@ TEST(LinearCuda, GemvRowsDoNotMeet) {
         ASSERT_TRUE(std::isnan(found)) << "row " << r;
       } else {
         ASSERT_EQ(found, alone[static_cast<std::size_t>(r)]) << "token " << t << ", row " << r;
+      }
+    }
+  }
+}
+
+// Nor does it above that limit, where a block multiplies whole tiles, up to theirs; and a second run, out of a graph,
+// gives the same bits.
+TEST(LinearCuda, TilesDoNotMixTokens) {
+  VESPER_NEEDS_GPU();
+  if (!cuda::has_small_gemm()) GTEST_SKIP() << "cuBLASLt's order of sums may depend on the number of tokens";
+  const Stream stream(DeviceKind::kCuda);
+  const Exec exec = stream.exec();
+  const LinearContext context(DeviceKind::kCuda);
+  std::mt19937 random(4);
+  for (const std::int64_t columns : {1000, 2056}) {  // a block a tile, and two
+    const Case all{DType::kBf16, DType::kF32, kMaxSmallGemmRows, columns, 300, 0};
+    Factors factors{rounded(all.dtype, random_floats(random, static_cast<std::size_t>(all.tokens * columns))),
+                    rounded(all.dtype, random_floats(random, static_cast<std::size_t>(all.rows * columns)))};
+    for (std::int64_t c = 0; c < columns; ++c) factors.x[static_cast<std::size_t>(3 * columns + c)] = NAN;
+    DeviceTensor x(exec, 0, all.dtype, all.tokens, columns);
+    DeviceTensor weight(exec, 0, all.dtype, all.rows, columns);
+    x.write(factors.x);
+    weight.write(factors.weight);
+    const LinearWeight matrix{.blocks = {weight.ref()}, .count = 1};
+    const std::vector<float> together = on_cuda(stream, context, all, factors);
+    for (const std::int64_t tokens : {9, 16, 23, 32, 57, 64}) {
+      DeviceTensor out(exec, 0, all.out_dtype, tokens, all.rows);
+      const Graph graph =
+          Graph::capture(exec, [&] { linear(exec, context, first_rows(x.ref(), tokens), matrix, out.ref()); });
+      graph.launch(exec);
+      const std::vector<float> some = out.read("some tokens");
+      for (std::size_t i = 0; i < some.size(); ++i) {
+        const auto t = static_cast<std::int64_t>(i) / all.rows;
+        ASSERT_TRUE(t == 3 ? std::isnan(some[i]) && std::isnan(together[i]) : some[i] == together[i])
+            << "token " << t << " of " << tokens << ", row " << static_cast<std::int64_t>(i) % all.rows << ", "
+            << columns << " columns";
       }
     }
   }
