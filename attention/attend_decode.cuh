@@ -5,11 +5,11 @@
 // filled up to 8 or 16 with zeros, are their 8 columns: the other way round half of every product and of the output's
 // registers would be zeros.
 // Where the splits of a (sequence, KV head) fit one thread-block cluster, its blocks merge through distributed shared
-// memory: each sends the others their channels of its part. Else the parts go to device memory and a second kernel
-// merges them, in the same order and with the same roundings.
-// In flight: 4 warps x 2 of 3 pieces of 8 KiB at head_dim 128: 64 KiB a block. Rows that are no keys are filled with
-// zeros: what a page holds there may be NaN, and 0 * NaN is not 0.
-// Source: Dao et al., arXiv 2205.14135; "Flash-Decoding for long-context inference", 2023 (split and merge).
+// memory: each sends the others their channels of its part, and waits for what it is sent, not for a barrier. Else the
+// parts go to device memory and a second kernel merges them, in the same order and with the same roundings. In flight:
+// 4 warps x 2 of 3 pieces of 8 KiB at head_dim 128: 64 KiB a block. Rows that are no keys are filled with zeros: what a
+// page holds there may be NaN, and 0 * NaN is not 0. Source: Dao et al., arXiv 2205.14135; "Flash-Decoding for
+// long-context inference", 2023 (split and merge).
 #pragma once
 
 #include <algorithm>
@@ -19,6 +19,7 @@
 
 #include "attention/attend_decode.h"
 #include "attention/mma.cuh"
+#include "engine/core/bulk_copy.cuh"
 #include "engine/core/cluster.cuh"
 #include "engine/core/launch.cuh"
 #include "engine/core/overlap.cuh"
@@ -358,11 +359,33 @@ __device__ void lay_out_warps(const Running<kHeadDim, kTiles>& running, float* r
   }
 }
 
+// What is cut among the blocks of a cluster when they merge: the group's outputs in vectors of four channels, a run of
+// neighbouring ones to a block.
+template <int kHeadDim>
+struct MergeRuns {
+  int vectors, run;
+  __device__ explicit MergeRuns(int group)
+      : vectors(group * kHeadDim / 4), run((vectors + cluster_blocks() - 1) / cluster_blocks()) {}
+};
+
+// Readies `told`, a barrier in shared memory that says when this block has all that the cluster sends it. Before the
+// block first says to the cluster that it has begun.
+template <typename T, int kHeadDim>
+__device__ void expect_parts(const DecodeArgs<T>& args, std::uint64_t& told) {
+  if (threadIdx.x != 0) return;
+  const MergeRuns<kHeadDim> cut(args.group);
+  const int own = max(0, min(cut.run, cut.vectors - static_cast<int>(blockIdx.y) * cut.run));
+  make_barrier(shared_address(&told), 1);
+  publish_barriers();
+  arrive_expecting(shared_address(&told), static_cast<unsigned>(cluster_blocks() * (16 * own + 4 * args.group)));
+}
+
 // Merges the warps' results, weighted by their sums relative to the common maximum, then those of the cluster, and
 // writes the block's heads: the output, or where other clusters or blocks have other splits, this split's part.
+// `told`: of expect_parts; all blocks of the cluster have begun, and what lies behind their rings may be written.
 template <typename T, int kHeadDim, int kTiles>
 __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, const Running<kHeadDim, kTiles>& running,
-                             float* rings) {
+                             float* rings, std::uint64_t& told) {
   constexpr int kRingFloats = kRingBytes<kHeadDim> / 4;
   constexpr int kRowVectors = kHeadDim / 4;
   __shared__ float maxima[kDecodeWarps][kMaxGroup];
@@ -373,12 +396,11 @@ __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, co
   const int first_head = own.kv_head * args.group;
   const int split = own.split;
   const int vectors = args.group * kRowVectors;
-  // Of a cluster, the block with split i gives out the i-th run of the group's vectors of four channels.
+  // Of a cluster, the block with split i gives out the i-th run.
   const int cluster = cluster_blocks();
-  const int run = (vectors + cluster - 1) / cluster;
+  const int run = MergeRuns<kHeadDim>(args.group).run;
   float4* received = reinterpret_cast<float4*>(rings + kDecodeWarps * kRingFloats);
   float* received_lse = reinterpret_cast<float*>(received + run * cluster);
-  if (cluster > 1) wait_for_cluster();  // all have begun: their shared memory may be written
   for (int i = static_cast<int>(threadIdx.x); i < vectors; i += static_cast<int>(kDecodeThreads)) {
     const int row = i / kRowVectors;
     const int d = i % kRowVectors * 4;
@@ -401,8 +423,15 @@ __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, co
     const float lse = fmaf(shift, kLn2, logf(sum));
     const int h = first_head + row;
     if (cluster > 1) {
-      if (sum != 0.0F) *in_block(received + split * run + i % run, static_cast<unsigned>(i / run)) = out;
-      if (d / 4 < cluster) *in_block(received_lse + split * args.group + row, static_cast<unsigned>(d / 4)) = lse;
+      const auto to = static_cast<unsigned>(i / run);
+      send(in_block(shared_address(received + split * run + i % run), to),
+           uint4{__float_as_uint(out.x), __float_as_uint(out.y), __float_as_uint(out.z), __float_as_uint(out.w)},
+           in_block(shared_address(&told), to));
+      if (d / 4 < cluster) {
+        const auto all = static_cast<unsigned>(d / 4);
+        send(in_block(shared_address(received_lse + split * args.group + row), all), __float_as_uint(lse),
+             in_block(shared_address(&told), all));
+      }
     } else if (own.splits > 1) {
       const std::int64_t to = own.row + std::int64_t{row} * own.row_stride;
       *reinterpret_cast<float4*>(args.partials.out.data() + to * kHeadDim + d) = out;
@@ -413,8 +442,7 @@ __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, co
     }
   }
   if (cluster == 1) return;
-  arrive_in_cluster();
-  wait_for_cluster();
+  wait_phase(shared_address(&told), 0);
   for (int i = static_cast<int>(threadIdx.x); i < run; i += static_cast<int>(kDecodeThreads)) {
     const int vector = split * run + i;
     if (vector >= vectors) break;
@@ -427,7 +455,6 @@ __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, co
     for (int from = 0; from < kMaxCluster; ++from) {
       if (from >= cluster) break;
       const float weight = expf(received_lse[from * args.group + row] - shift);
-      // An empty split has sent nothing.
       if (weight != 0.0F) lanes[from % kMergeLanes].add(weight, received[from * run + i]);
     }
 #pragma unroll

@@ -23,6 +23,7 @@ template <typename T, int kHeadDim, int kTiles>
 __global__ void __launch_bounds__(kDecodeThreads, 2)
     attend_decode_split_kv(const __grid_constant__ DecodeArgs<T> args, int min_tokens) {
   extern __shared__ __align__(256) unsigned char shared[];  // one ring a warp
+  __shared__ std::uint64_t told;
   const int kv_head = static_cast<int>(blockIdx.x);
   const auto s = blockIdx.z;
   // At once: what comes next has weights to fetch, and few blocks of attention fill neither the chip nor its memory.
@@ -30,7 +31,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const int kv_len = args.kv_len(s);
   if (!args.lengths.contains(kv_len)) return wait_for_previous();
   const bool alone = cluster_blocks() == 1;
-  if (!alone) arrive_in_cluster();
+  if (!alone) {
+    expect_parts<T, kHeadDim>(args, told);
+    arrive_in_cluster();
+  }
   const int split_tokens = split_length(kv_len, args.splits, min_tokens, 1 << args.page_shift);
   const int begin = static_cast<int>(blockIdx.y) * split_tokens;
   const int end = min(begin + split_tokens, kv_len);
@@ -79,6 +83,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   wait_for_previous();
 
   const auto q = load_queries<T, kHeadDim, kTiles>(args, part_of_grid(args));
+  if (!alone) wait_for_cluster();  // all have begun
   auto running = nothing_yet<kHeadDim, kTiles>();
   int slot = 0;
   for (int token = first; token < end; token += kStride) {
@@ -93,7 +98,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   }
   wait_copies<0>();
   __syncwarp();
-  finish_split<T, kHeadDim, kTiles>(args, part_of_grid(args), running, reinterpret_cast<float*>(shared));
+  finish_split<T, kHeadDim, kTiles>(args, part_of_grid(args), running, reinterpret_cast<float*>(shared), told);
 }
 
 template <typename T>

@@ -53,6 +53,7 @@ template <typename T, int kHeadDim, int kTiles, SelectionUnit kUnit, bool kShare
 __global__ void __launch_bounds__(kDecodeThreads, 2)
     attend_selected_split_list(const __grid_constant__ SelectedArgs<T> selected) {
   extern __shared__ __align__(256) unsigned char shared[];  // one ring a warp
+  __shared__ std::uint64_t told;
   constexpr bool kOfPages = kUnit == SelectionUnit::kPages;
   const DecodeArgs<T>& args = selected.decode;
   wait_for_previous();
@@ -67,7 +68,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const int kv_len = args.kv_len(s);
   if (!args.lengths.contains(kv_len)) return;
   const bool alone = cluster_blocks() == 1;
-  if (!alone) arrive_in_cluster();
+  if (!alone) {
+    expect_parts<T, kHeadDim>(args, told);
+    arrive_in_cluster();
+  }
   const int entries = selected.count(s, kv_head);
   int first_entry;
   int last_entry;
@@ -131,6 +135,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   for (int i = 0; i < kSlots<kHeadDim> - 1; ++i) queued[i] = copy_next();
 
   const auto q = load_queries<T, kHeadDim, kTiles>(args, part);
+  if (!alone) wait_for_cluster();  // all have begun
   auto running = nothing_yet<kHeadDim, kTiles>();
   int slot = 0;
   for (int key = first; key < end; key += kDecodeWarps * kPiece) {
@@ -152,7 +157,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   let_next_start();
   wait_copies<0>();
   __syncwarp();
-  finish_split<T, kHeadDim, kTiles>(args, part, running, reinterpret_cast<float*>(shared));
+  finish_split<T, kHeadDim, kTiles>(args, part, running, reinterpret_cast<float*>(shared), told);
   if constexpr (kShared) {
     if (part.splits > 1) merge_if_last<T, kHeadDim>(args, selected.shared, part, shared);
   }

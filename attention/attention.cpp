@@ -168,7 +168,12 @@ void ModelAttention::count_step(const Batch& batch) {
 }
 
 void ModelAttention::update_tables(const Exec& exec, int layer, const LayerKv& kv, const Batch& batch) const {
-  const SideTables& tables = tables_[static_cast<std::size_t>(layer)];
+  SideTables tables = tables_[static_cast<std::size_t>(layer)];
+  LayerKv tables_of = written(batch.phase, layer, kv);
+  if (batch.phase == Phase::kDecode && of_layer_[static_cast<std::size_t>(layer)]->writes_page_bounds(exec, batch)) {
+    tables.page_bounds = false;
+    tables_of.bounds = {};
+  }
   if (mark_ && tables != SideTables{}) {
     const KvShape shape{.layers = 1,
                         .kv_heads = limits_.shape.kv_heads,
@@ -177,7 +182,7 @@ void ModelAttention::update_tables(const Exec& exec, int layer, const LayerKv& k
                         .dtype = limits_.dtype};
     mark_(exec, layer, "append", [=, seqs = batch.seqs] { return side_tables_cost(shape, tables, seqs); });
   }
-  update_side_tables(exec, batch, written(batch.phase, layer, kv));
+  update_side_tables(exec, batch, tables_of);
 }
 
 void ModelAttention::run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch,

@@ -84,6 +84,9 @@ class AttentionBackend {
   [[nodiscard]] virtual unsigned planned_work() const { return 1; }
   // Sequences of at most so many tokens attend dense.
   [[nodiscard]] virtual DenseLimit dense_limit() const { return {INT32_MAX}; }
+  // Whether run() itself, in the planned decode step, leaves the page bounds of all sequences as update_side_tables
+  // does.
+  [[nodiscard]] virtual bool writes_page_bounds(const Exec& /*exec*/, const Batch& /*batch*/) const { return false; }
   // Bytes of side tables and of keys read for scores alone that one layer of the planned step reads.
   [[nodiscard]] virtual std::int64_t metadata_bytes() const { return 0; }
 };
@@ -173,7 +176,8 @@ class ModelAttention {
   // queue events on the step's stream; an empty one ends that.
   void set_stage_mark(StageMark mark) { mark_ = std::move(mark); }
   [[nodiscard]] bool has_stage_mark() const { return static_cast<bool>(mark_); }
-  // The stage before run(), "append": the side tables of the step's own tokens, where the layer's backend reads any.
+  // The stage before run(), "append": the side tables of the step's own tokens, where the layer's backend reads any
+  // that run() does not write itself.
   void update_tables(const Exec& exec, int layer, const LayerKv& kv, const Batch& batch) const;
 
   // From now on `probe` looks at every layer of a decode step after it ran, and may queue work and wait; an empty one

@@ -5,9 +5,11 @@
 //   keep the token_budget / page_tokens pages of largest U, the newest always; attend to them exactly (Algorithm 1)
 //
 // Ours: one list for each KV head, by the group's largest score (the paper has one KV head a query head); optional sink
-// and window tokens inside the budget.
+// and window tokens inside the budget. On a GPU that a few clusters of blocks fill the whole layer is one launch
+// (attention/attend_chosen.h), else pages are chosen in one and attended to in another.
 #include <algorithm>
 
+#include "attention/attend_chosen.h"
 #include "attention/sparse.h"
 #include "engine/core/error.h"
 
@@ -64,6 +66,7 @@ class Quest final : public SparseAttention {
                    ScratchCarver& carver) override {
     const AttentionShape& shape = limits().shape;
     const QuestScratch scratch = lay_out(carver, config_, shape, batch.seqs, batch.max_kv_len);
+    if (cluster_of(exec, batch) > 1) return {.list = scratch.pages, .guard_hits = {}};
     const std::int64_t pages = pages_of(batch);
     layer.begin_stage(exec, "score+select", [=, this, seqs = batch.seqs, list = scratch.pages] {
       return choose_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages, entries_of(exec, list));
@@ -71,6 +74,44 @@ class Quest final : public SparseAttention {
     choose_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, budget_of(config_), dense_limit(),
                  {.scores = scratch.scores, .tickets = tickets(batch)}, scratch.pages);
     return {.list = scratch.pages, .guard_hits = {}};
+  }
+
+  // Blocks of the clusters that choose and attend in one launch; 1 where select() has chosen already.
+  [[nodiscard]] int cluster_of(const Exec& exec, const Batch& batch) const {
+    if constexpr (kHaveCuda) {
+      if (exec.on_cuda() && config_.page_score == PageScore::kMinMax) {
+        const AttentionShape& shape = limits().shape;
+        return cuda::chosen_cluster(shape, batch.seqs, page_count(batch.max_kv_len, shape.page_tokens),
+                                    page_list_bound(budget_of(config_), batch.max_kv_len, shape.page_tokens));
+      }
+    }
+    return 1;
+  }
+
+  // Of sequences that attend dense nobody else would.
+  [[nodiscard]] bool writes_page_bounds(const Exec& exec, const Batch& batch) const override {
+    constexpr unsigned kSparseAlone = 2;
+    if constexpr (kHaveCuda) {
+      return planned_work() == kSparseAlone && cluster_of(exec, batch) > 1 && cuda::writes_page_bounds(limits().shape);
+    }
+    return false;
+  }
+
+  void attend(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch, const Selection& list,
+              const TensorRef& out, TensorView<float, 2> lse, const KeptCounters& counters) override {
+    const int cluster = cluster_of(exec, batch);
+    if (cluster == 1) return SparseAttention::attend(exec, layer, q, batch, list, out, lse, counters);
+    if constexpr (kHaveCuda) {
+      layer.begin_stage(exec, "score+select+attend+count", [=, this, seqs = batch.seqs, pages = pages_of(batch)] {
+        const AttentionShape& shape = limits().shape;
+        const DType dtype = limits().dtype;
+        const Cost choosing = choose_pages_cost(shape, dtype, config_.page_score, seqs, pages, entries_of(exec, list));
+        const Cost attending = attend_selected_cost(shape, dtype, seqs, listed_tokens(exec, shape, list));
+        return Cost{.bytes = choosing.bytes + attending.bytes, .flops = choosing.flops + attending.flops};
+      });
+      cuda::attend_chosen(exec, limits().shape, q, layer.kv, batch, config_.group, budget_of(config_), dense_limit(),
+                          cluster, min_entries(), list, out, lse, counters);
+    }
   }
 
   [[nodiscard]] std::int64_t scoring_bytes(int tokens) const override {

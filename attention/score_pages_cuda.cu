@@ -28,10 +28,10 @@
 //   choice by the last block are ours.
 #include <algorithm>
 #include <cassert>
-#include <type_traits>
 
 #include "attention/last_block.cuh"
 #include "attention/mma.cuh"
+#include "attention/page_products.cuh"
 #include "attention/page_rows.cuh"
 #include "attention/select_list.cuh"
 #include "attention/select_pages.h"
@@ -68,23 +68,6 @@ struct ScoreArgs {
   int page_tokens = 0;
   int piece_pages = 0;
 };
-
-// Eight channels of a head as they meet low (the lesser of each and 0) or high (the greater).
-template <typename T>
-__device__ uint4 one_sign(uint4 channels, bool high) {
-  using Pair = std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2>;
-  auto* pairs = reinterpret_cast<Pair*>(&channels);
-  const Pair zero = [] {
-    if constexpr (std::is_same_v<T, bf16>) {
-      return __float2bfloat162_rn(0.0F);
-    } else {
-      return __float2half2_rn(0.0F);
-    }
-  }();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) pairs[i] = high ? __hmax2(pairs[i], zero) : __hmin2(pairs[i], zero);
-  return channels;
-}
 
 // Partial scores of a round: of each part of the channels, page and head. Two, so that a round has one barrier.
 template <int kProducts>

@@ -34,14 +34,14 @@ static_assert(sizeof(SelectShared) <= 48 * 1024);
 
 // No larger for a better score. A range that is not finite makes few bins of it, which costs rounds only.
 struct EvenBins {
-  float largest, per_score;
-  __device__ EvenBins(float best, float worst)
-      : largest(best), per_score(static_cast<float>(kThresholdBins - 1) / (best - worst)) {}
+  float largest, last_bin, per_score;
+  __device__ EvenBins(float best, float worst, int bins = kThresholdBins)
+      : largest(best), last_bin(static_cast<float>(bins - 1)), per_score(last_bin / (best - worst)) {}
   __device__ int operator()(float score) const {
     if (isnan(score)) score = -INFINITY;  // of one order, so of one bin
     if (score >= largest) return 0;
     const float bin = rounded_product(rounded_sum(largest, -score), per_score);
-    return bin < static_cast<float>(kThresholdBins - 1) ? static_cast<int>(bin) : kThresholdBins - 1;
+    return static_cast<int>(bin < last_bin ? bin : last_bin);
   }
 };
 

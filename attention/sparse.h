@@ -90,6 +90,7 @@ class SparseAttention : public AttentionBackend {
                       const KeptCounters& counters);
 
   [[nodiscard]] const AttentionLimits& limits() const { return limits_; }
+  [[nodiscard]] int min_entries() const { return min_entries_; }
   // What stages count by: pages of the step's sparse sequences, of one KV head.
   [[nodiscard]] std::int64_t pages_of(const Batch& batch) const;
   // Counters that every kernel leaves at zero.

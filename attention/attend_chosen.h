@@ -1,0 +1,30 @@
+// Quest's whole layer in one launch, where a few clusters of blocks fill a GPU: pages scored, chosen and attended to.
+// What it does is choose_pages, then attend_selected with a split for each block of a cluster, then count_selected: the
+// same lists, the same bits of every output.
+#pragma once
+
+#include "attention/attend_selected.h"
+#include "attention/select_pages.h"
+
+namespace vesper::cuda {
+
+// Blocks of the cluster that serves one list: of the page bounds and the list's pages each reads its share. 1 where the
+// two launches serve better, or where the device has no clusters.
+//   pages  most pages of a sequence;  entries  most of a list
+int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries);
+
+// Whether attend_chosen leaves the newest page's bounds as update_side_tables does, so that nobody needs to before it:
+// the newest page is on every list, so its bounds are read in later steps only.
+bool writes_page_bounds(const AttentionShape& shape);
+
+// For `cluster` (over 1) blocks a list, of sequences over `dense`.
+//   pages          as select_pages leaves them
+//   q, out, lse    as in attend_selected
+//   min_entries    of a block's part of a list
+//   counters       added to where they have data
+void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                   const Batch& batch, GroupScore group_score, const PageBudget& budget, DenseLimit dense, int cluster,
+                   int min_entries, const Selection& pages, const TensorRef& out, TensorView<float, 2> lse,
+                   const KeptCounters& counters);
+
+}  // namespace vesper::cuda

@@ -1,0 +1,412 @@
+// Quest's layer in one launch: page bounds to scores, scores to lists, lists to attention.
+//
+//   scores[p] = reduce over the group's heads h of  max(q_h, 0) . high_p + min(q_h, 0) . low_p
+//   list      = the forced pages and the best others, ascending;  out = attention over the list
+//
+// Shapes: q, out [seqs, heads, head_dim]; bounds [pages, kv_heads, 2, head_dim]; K and V, lists, partials as in
+//   attention/attend_selected_cuda.cu.
+// Mapping: grid (kv_heads, blocks of a cluster, seqs), a cluster a list. Its blocks of four warps deal out the
+//   sequence's pages in runs, score them, and keep the scores in shared memory. A warp takes tiles of 16 pages of its
+//   block's run; their bounds come through its ring. What fits the rings is on its way before the kernel in front is
+//   done: only the newest page's bounds are younger.
+//   The choice: the cluster meets to learn the range of the scores, then how many lie in each of 512 even bins of it
+//   (every block sums all blocks' counts, through distributed shared memory), then the few scores of the bin in which
+//   the list ends, which every warp compares for itself. From the same messages a warp knows how many pages are chosen
+//   before its own. It sends what it chooses to the block that will attend to it, and all attend to their part as in
+//   attention/attend_decode.cuh.
+//   Where that bin holds many (ties, far outliers), the range of orders that it spans is cut into bins in turn.
+// Scores have the bits of attention/score_pages_cuda.cu, lists those of attention/select_list.cuh, and outputs those of
+//   attend_selected split into as many parts.
+// Byte bound: bounds once, K and V of the listed pages once.
+// Source: Tang et al., "Quest", arXiv 2406.10774, Algorithm 1; one launch by clusters is ours.
+#include <algorithm>
+#include <cassert>
+
+#include "attention/attend_chosen.h"
+#include "attention/attend_decode.cuh"
+#include "attention/cluster_choice.cuh"
+#include "attention/page_scores.cuh"
+#include "engine/core/bulk_copy.cuh"
+#include "engine/core/dispatch.h"
+
+namespace vesper::cuda {
+namespace {
+
+// Behind the rings lie a block's scores, later what a cluster sends to a block when parts are merged; behind both the
+// pages that the block attends to.
+template <int kHeadDim>
+inline constexpr int kScoresAt = kDecodeWarps* kRingBytes<kHeadDim>;
+template <int kHeadDim>
+VESPER_HD constexpr int kept_at(int block_pages) {
+  return kScoresAt<kHeadDim> +
+         (4 * block_pages > kReceivedBytes<kHeadDim> ? 4 * block_pages : kReceivedBytes<kHeadDim>);
+}
+
+template <typename T>
+struct ChosenArgs {
+  DecodeArgs<T> decode;
+  T* bounds = nullptr;  // [pages, kv_heads, 2, head_dim]
+  bool writes_bounds = false;
+  PageBudget budget;
+  Selection pages;
+  KeptCounters counters;
+  GroupScore group_score = GroupScore::kMax;
+  int min_entries = 0;
+  int block_pages = 0;  // most pages that a block scores
+};
+
+// Scores pages [begin, end) of the sequence into shared memory. Gives the largest order and the largest
+// complement of this lane's candidates.
+template <typename T, int kHeadDim, int kProducts>
+__device__ uint2 score_run(const ChosenArgs<T>& args, unsigned rings, int begin, int end, float* scores,
+                           const PageChoice& choice) {
+  constexpr int kRing = kSlots<kHeadDim>;
+  constexpr int kStride = kDecodeWarps * kTilePages;
+  const unsigned ring = rings + this_warp() * kRingBytes<kHeadDim>;
+  const int first = begin + this_warp() * kTilePages;
+  const auto page_of = [&](int tile) {
+    return tile < end ? args.decode.page_table(blockIdx.z, min(tile + this_lane() % kTilePages, end - 1)) : 0;
+  };
+  // A warp copies 128 bytes of four rows at once: lane 8 r + c chunk c of rows r, r + 4, ... Rows behind the run's end
+  // repeat its last.
+  const int own_row = this_lane() / 8;
+  const int own_chunk = this_lane() % 8;
+  const unsigned own_place = ring + static_cast<unsigned>(own_row * kRowBytes<kHeadDim>) +
+                             (static_cast<unsigned>(own_chunk * kChunkBytes) ^ (own_row % 2 == 0 ? 0 : kOddRow));
+  const T* own_from = args.bounds + blockIdx.x * 2 * kHeadDim + own_chunk * kChunkElements;
+  const auto fetch = [&](int slot, int page) {
+    const unsigned to = own_place + slot * kSlotBytes<kHeadDim>;
+#pragma unroll
+    for (int row = 0; row < kTilePages; row += 4) {
+      const T* from = own_from + std::int64_t{__shfl_sync(kAllLanes, page, own_row + row)} *
+                                     static_cast<int>(gridDim.x * 2 * kHeadDim);
+#pragma unroll
+      for (int chunk = 0; chunk < kRowBytes<kHeadDim> / kChunkBytes; chunk += 8) {
+        copy_chunk_async(to + row * kRowBytes<kHeadDim> + chunk * kChunkBytes, from + chunk * kChunkElements, true);
+      }
+    }
+  };
+  int page[kRing];
+#pragma unroll
+  for (int i = 0; i < kRing; ++i) page[i] = page_of(first + i * kStride);
+  int next = first + kRing * kStride;
+  int next_page = page_of(next);
+#pragma unroll
+  for (int i = 0; i < kRing; ++i) {
+    const int tile = first + i * kStride;
+    if (tile < end) fetch(i, page[i]);
+    commit_copies();
+  }
+  wait_for_previous();
+  const auto query = load_bound_queries<T, kHeadDim, kProducts>(args.decode);
+  wait_for_cluster();  // the others have begun
+
+  int slot = 0;
+  uint2 range = {};
+  for (int tile = first; tile < end; tile += kStride) {
+    wait_copies<kRing - 1>();
+    __syncwarp();
+    float d[kBoundParts][kProducts][4] = {};
+    score_tile<T, kHeadDim, kProducts>(ring + slot * kSlotBytes<kHeadDim>, query, d);
+    __syncwarp();  // all have read the slot
+    if (next < end) fetch(slot, next_page);
+    commit_copies();
+    next += kStride;
+    next_page = page_of(next);
+    const float score = group_score_of<kProducts>(d, args.group_score, args.decode.group);
+    const int row = tile + this_lane() / 4 + this_lane() % 2 * 8;
+    if (this_lane() % 4 < 2 && row < end) {
+      scores[row - begin] = score;
+      const bool candidate = row >= choice.sink_end && row < choice.window_begin;
+      range = {max(range.x, candidate ? order_of(score) : 0U), max(range.y, candidate ? ~order_of(score) : 0U)};
+    }
+    slot = slot == kRing - 1 ? 0 : slot + 1;
+  }
+  wait_copies<0>();
+  return range;
+}
+
+// This lane's entries of the page table for the first two rounds of list_pages, read before it is known whether they
+// are needed.
+struct EarlyPages {
+  int now, next;
+};
+template <typename T>
+__device__ int own_page(const ChosenArgs<T>& args, const WarpPages& own, int p) {
+  return p < own.end ? args.decode.page_table(blockIdx.z, p) : 0;
+}
+
+// Lists this warp's pages of the choice, and sends each to the block that attends to it.
+template <typename T>
+__device__ void list_pages(const ChosenArgs<T>& args, const WarpPages& own, const PageChoice& choice,
+                           const ListEnd& end, bool searched, int split_entries, EarlyPages early, unsigned kept,
+                           unsigned kept_told) {
+  const int g = static_cast<int>(blockIdx.x);
+  const auto s = blockIdx.z;
+  const bool all = choice.chosen >= choice.window_begin - choice.sink_end;
+  int place;  // on the list, of this warp's next page
+  int equal_before = 0;
+  if (searched) {
+    const bool before = this_lane() < own.section;
+    const auto sum_before = [&](int of_section) {
+      return static_cast<int>(__reduce_add_sync(kAllLanes, before ? static_cast<unsigned>(of_section) : 0U));
+    };
+    equal_before = sum_before(end.equal);
+    place = sum_before(end.above) + min(own.first, choice.sink_end) + max(0, own.first - choice.window_begin);
+  } else {
+    place = all ? own.first : min(own.first, choice.sink_end) + max(0, own.first - choice.window_begin);
+  }
+  const auto ties = static_cast<int>(end.threshold.rest);
+  const unsigned below = (1U << this_lane()) - 1U;
+  std::int32_t* index = &args.pages.index(s, g, 0);
+  for (int first = own.first; first < own.end; first += kWarpPages) {
+    const int p = first + this_lane();
+    const int page = early.now;
+    early = {early.next, own_page(args, own, p + 2 * kWarpPages)};
+    const bool candidate = p >= own.first_candidate && p < own.end_candidate;
+    const unsigned order = candidate && searched ? order_of(own.scores[p - own.block_begin]) : 0U;
+    const bool is_taken = p < own.end && (candidate ? (searched ? order > end.threshold.order : all) : true);
+    const bool is_equal = searched && candidate && order == end.threshold.order;
+    const unsigned taken = __ballot_sync(kAllLanes, is_taken);
+    const unsigned equal = __ballot_sync(kAllLanes, is_equal);
+    const int ties_here = equal_before + __popc(equal & below);
+    if (is_taken || (is_equal && ties_here < ties)) {
+      const int at = place + __popc(taken & below) + min(ties_here, ties);
+      index[at] = p;
+      const unsigned block = static_cast<unsigned>(at) / static_cast<unsigned>(split_entries);
+      send(in_block(kept + 4 * (static_cast<unsigned>(at) - block * static_cast<unsigned>(split_entries)), block),
+           static_cast<unsigned>(page), in_block(kept_told, block));
+    }
+    place += __popc(taken);
+    equal_before += __popc(equal);
+  }
+}
+
+// As count_selected: of a list's pages only the newest may not be full. Other sequences add to the same totals.
+__device__ void count_list(const KeptCounters& counters, int g, int count, int kv_len, int page_tokens) {
+  if (counters.lists.data() == nullptr) return;
+  const auto add = [](std::int64_t& total, int number) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(&total), static_cast<unsigned long long>(number));
+  };
+  add(counters.kept_tokens(g), count * page_tokens - (page_tokens - 1 - (kv_len - 1) % page_tokens));
+  add(counters.visible_tokens(g), kv_len);
+  add(counters.lists(g), 1);
+}
+
+// The bounds of a page of `lines` keys that lie at shared address `tile`: in their order, so that of keys that compare
+// equal the first's bits are kept, as kvcache/side_tables_cuda.cu keeps them.
+template <typename T, int kHeadDim>
+__device__ void write_page_bounds(unsigned tile, int lines, T* bounds) {
+  constexpr int kOwn = kHeadDim / static_cast<int>(kWarpThreads);  // channels of a lane
+  const int d = this_lane() * kOwn;
+  T least[kOwn];
+  T largest[kOwn];
+  for (int t = 0; t < lines; ++t) {
+    unsigned pairs[kOwn / 2];
+#pragma unroll
+    for (int i = 0; i < kOwn / 2; ++i) {
+      asm volatile("ld.shared.u32 %0, [%1];"
+                   : "=r"(pairs[i])
+                   : "r"(tile + 2U * static_cast<unsigned>(tile_offset(t, d + 2 * i, kHeadDim)))
+                   : "memory");
+    }
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const T key = T{static_cast<decltype(T::bits)>(pairs[i / 2] >> (i % 2 * 16))};
+      if (t == 0 || widen(key) < widen(least[i])) least[i] = key;
+      if (t == 0 || widen(key) > widen(largest[i])) largest[i] = key;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    bounds[d + i] = least[i];
+    bounds[kHeadDim + d + i] = largest[i];
+  }
+}
+
+// Attends to entries [first_entry, last_entry) of the list, whose pages are `kept`; the list's last is the newest page.
+template <typename T, int kHeadDim, int kTiles>
+__device__ void attend_kept(const ChosenArgs<T>& chosen, unsigned char* shared, const std::int32_t* kept,
+                            int first_entry, int last_entry, int count, int kv_len, std::uint64_t& told) {
+  constexpr int kRing = kSlots<kHeadDim>;
+  const DecodeArgs<T>& args = chosen.decode;
+  const int end = (last_entry - first_entry) << args.page_shift;
+  const int line_mask = (1 << args.page_shift) - 1;
+  const int newest = (count - 1 - first_entry) << args.page_shift;  // the newest page's first key
+  const int newest_lines = kv_len - ((kv_len - 1) & ~line_mask);
+  const int first = this_warp() * kPiece;
+  const unsigned ring = shared_address(shared) + this_warp() * kRingBytes<kHeadDim>;
+  int next_key = first;
+  int next_slot = 0;
+  // Gives the number of keys in the piece; none where the newest page ends before.
+  const auto copy_next = [&] {
+    int keys = 0;
+    if (next_key < end) {
+      keys = min(kPiece, next_key < newest ? kPiece : newest + newest_lines - next_key);
+      const std::int64_t row =
+          ((std::int64_t{kept[next_key >> args.page_shift]} * gridDim.x + blockIdx.x) << args.page_shift) +
+          (next_key & line_mask);
+      if (keys > 0) {
+        copy_piece<T, kHeadDim>(ring + next_slot * kSlotBytes<kHeadDim>, args.k, args.v, row * kHeadDim, keys);
+      }
+    }
+    commit_copies();
+    next_key += kDecodeWarps * kPiece;
+    next_slot = next_slot == kRing - 1 ? 0 : next_slot + 1;
+    return keys;
+  };
+  int queued[kRing - 1];  // keys of the pieces on their way
+#pragma unroll
+  for (int i = 0; i < kRing - 1; ++i) queued[i] = copy_next();
+  arrive_in_cluster();  // from here on parts may be sent to this block
+  const auto q = load_queries<T, kHeadDim, kTiles>(args, part_of_grid(args));
+  wait_for_cluster();
+  auto running = nothing_yet<kHeadDim, kTiles>();
+  int slot = 0;
+  for (int key = first; key < end; key += kDecodeWarps * kPiece) {
+    wait_copies<kRing - 2>();
+    __syncwarp();  // the piece is there for all lanes, and all are done with the one whose slot is filled next
+    const int keys = queued[0];
+#pragma unroll
+    for (int i = 0; i < kRing - 2; ++i) queued[i] = queued[i + 1];
+    queued[kRing - 2] = copy_next();
+    if (keys > 0) {
+      const unsigned piece = ring + slot * kSlotBytes<kHeadDim>;
+      if (chosen.writes_bounds && key == newest) {  // a page is one piece
+        const std::int64_t page = kept[key >> args.page_shift];
+        write_page_bounds<T, kHeadDim>(piece, keys, chosen.bounds + (page * gridDim.x + blockIdx.x) * 2 * kHeadDim);
+      }
+      auto scores = score_piece<T, kHeadDim, kTiles>(q, piece);
+      if (keys < kPiece) hide_keys_from(keys, scores);
+      take_piece<T, kHeadDim, kTiles>(running, scores, piece, args.scale_log2);
+    }
+    slot = slot == kRing - 1 ? 0 : slot + 1;
+  }
+  wait_copies<0>();
+  __syncwarp();
+  finish_split<T, kHeadDim, kTiles>(args, part_of_grid(args), running, reinterpret_cast<float*>(shared), told);
+}
+
+template <typename T, int kHeadDim, int kTiles>
+__global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const __grid_constant__ ChosenArgs<T> args) {
+  extern __shared__ __align__(256) unsigned char shared[];
+  __shared__ Meeting meeting;
+  __shared__ std::uint64_t told;  // parts
+  // At once: what comes next has weights to fetch, and few blocks of attention fill neither the chip nor its memory.
+  let_next_start();
+  const DecodeArgs<T>& decode = args.decode;
+  const int g = static_cast<int>(blockIdx.x);
+  const int rank = static_cast<int>(blockIdx.y);
+  const auto s = blockIdx.z;
+  const int kv_len = decode.kv_len(s);
+  if (!decode.lengths.contains(kv_len)) return wait_for_previous();
+  const int blocks = cluster_blocks();
+  const int pages = (kv_len + (1 << decode.page_shift) - 1) >> decode.page_shift;
+  const int run = split_length(pages, blocks, kTilePages, kTilePages);
+  const int begin = min(rank * run, pages);
+  const int end = min(begin + run, pages);
+  auto* scores = reinterpret_cast<float*>(shared + kScoresAt<kHeadDim>);
+  const PageChoice choice = page_choice(args.budget, kv_len, 1 << decode.page_shift);
+  const int between = choice.window_begin - choice.sink_end;
+  const int count = pages - between + min(choice.chosen, between);  // of the list; known by lengths alone
+  const int split_entries = split_length(count, blocks, args.min_entries, 1);
+  const int first_entry = min(rank * split_entries, count);
+  const int last_entry = min(first_entry + split_entries, count);
+  Messages messages(meeting, *reinterpret_cast<LateMeeting*>(shared), blocks);
+  reinterpret_cast<uint2*>(meeting.bins)[threadIdx.x] = {};
+  if (threadIdx.x == 0) messages.begin(last_entry - first_entry);
+  expect_parts<T, kHeadDim>(decode, told);
+  arrive_in_cluster();  // before any copy is on its way: it waits for all that this thread has in flight
+  const uint2 range = score_run<T, kHeadDim, kTiles>(args, shared_address(shared), begin, end, scores, choice);
+
+  const int warp_run = split_length(run, kDecodeWarps, kWarpPages, kWarpPages);
+  WarpPages own{.scores = scores, .block_begin = begin, .blocks = blocks, .section = rank * kDecodeWarps + this_warp()};
+  own.first = min(begin + this_warp() * warp_run, end);
+  own.end = min(own.first + warp_run, end);
+  own.first_candidate = min(max(own.first, choice.sink_end), own.end);
+  own.end_candidate = max(min(own.end, choice.window_begin), own.first_candidate);
+  const EarlyPages early = {own_page(args, own, own.first + this_lane()),
+                            own_page(args, own, own.first + this_lane() + kWarpPages)};
+  const bool searches = choice.chosen > 0 && choice.chosen < between;
+  ListEnd list_end;
+  if (searches) list_end = find_list_end(messages, own, choice.chosen, range.x, range.y);
+  const auto* kept = reinterpret_cast<const std::int32_t*>(shared + kept_at<kHeadDim>(args.block_pages));
+  list_pages(args, own, choice, list_end, searches, split_entries, early, shared_address(kept),
+             shared_address(&meeting.kept_told));
+  if (rank == 0 && threadIdx.x == 0) {
+    args.pages.count(s, g) = count;
+    args.pages.tail_begin(s, g) = count;
+    count_list(args.counters, g, count, kv_len, 1 << decode.page_shift);
+  }
+  wait_phase(shared_address(&meeting.kept_told), 0);
+  __syncthreads();  // all warps are done with what lies over the rings
+  attend_kept<T, kHeadDim, kTiles>(args, shared, kept, first_entry, last_entry, count, kv_len, told);
+}
+
+int block_pages_of(int pages, int cluster) {
+  return split_length(pages, cluster, kTilePages, kTilePages);
+}
+
+template <typename T, int kHeadDim>
+void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenArgs<T>& args, int entries, int seqs) {
+  const int cluster = args.decode.splits;
+  const int kept = split_length(entries, cluster, args.min_entries, 1);
+  launch(
+      "attend_chosen_pages",
+      shape.group() <= kTileHeads ? attend_chosen_pages<T, kHeadDim, 1> : attend_chosen_pages<T, kHeadDim, 2>,
+      {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(cluster), static_cast<unsigned>(seqs)),
+       .block = dim3(kDecodeThreads),
+       .shared_bytes = static_cast<std::size_t>(kept_at<kHeadDim>(args.block_pages)) + 4 * kept,
+       .overlap = true,
+       .cluster = dim3(1, static_cast<unsigned>(cluster))},
+      exec.stream, args);
+}
+
+}  // namespace
+
+bool writes_page_bounds(const AttentionShape& shape) {
+  return shape.page_tokens == kPiece;
+}
+
+int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries) {
+  const std::int64_t lists = std::int64_t{shape.kv_heads} * seqs;
+  int cluster = kMaxCluster;
+  while (cluster > 2 && cluster * lists > multiprocessor_count()) cluster /= 2;
+  if (cluster * lists > 2 * multiprocessor_count() || !has_clusters()) return 1;
+  const int block_pages = block_pages_of(pages, cluster);
+  const int kept = split_length(entries, cluster, 1, 1);
+  // Two blocks a multiprocessor: where each needs one for itself, clusters may not find room for all at once.
+  constexpr int kPrivateBytes = 4 * 1024;  // what a block has of shared memory besides
+  const std::int64_t bytes =
+      std::int64_t{shape.head_dim == 128 ? kept_at<128>(block_pages) : kept_at<64>(block_pages)} +
+      std::int64_t{4} * kept + kPrivateBytes;
+  return 2 * bytes <= static_cast<std::int64_t>(multiprocessor_shared_bytes()) ? cluster : 1;
+}
+
+void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                   const Batch& batch, GroupScore group_score, const PageBudget& budget, DenseLimit dense, int cluster,
+                   int min_entries, const Selection& pages, const TensorRef& out, TensorView<float, 2> lse,
+                   const KeptCounters& counters) {
+  check_attention_shape(shape);
+  assert(cluster > 1 && cluster <= kMaxCluster && min_entries > 0);
+  if (batch.seqs == 0) return;
+  const LengthRange lengths{.above = dense.tokens};
+  const int entries = static_cast<int>(pages.index.shape(2));
+  const int most_pages = (batch.max_kv_len + shape.page_tokens - 1) / shape.page_tokens;
+  dispatch_16bit(kv.k.dtype, "attending to chosen pages on CUDA", [&](auto element) {
+    using T = decltype(element);
+    const ChosenArgs<T> args{.decode = decode_args<T>(shape, q, kv, batch, lengths, cluster, {}, out, lse),
+                             .bounds = static_cast<T*>(kv.bounds.data),
+                             .writes_bounds = writes_page_bounds(shape),
+                             .budget = budget,
+                             .pages = pages,
+                             .counters = counters,
+                             .group_score = group_score,
+                             .min_entries = min_entries,
+                             .block_pages = block_pages_of(most_pages, cluster)};
+    shape.head_dim == 128 ? launch_chosen<T, 128>(exec, shape, args, entries, batch.seqs)
+                          : launch_chosen<T, 64>(exec, shape, args, entries, batch.seqs);
+  });
+}
+
+}  // namespace vesper::cuda

@@ -1,0 +1,246 @@
+// Quest's layer in one launch against its two on the GPU, which are tested against the CPU: the same lists, and the
+// same bits of every output where lists are split alike.
+#include "attention/attend_chosen.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attention/attend_selected.h"
+#include "kvcache/side_tables.h"
+#include "tests/attention/attend_world.h"
+#include "tests/attention/page_lists.h"
+#include "tests/gpu.h"
+
+namespace vesper {
+namespace {
+
+// Bounds, which need not be of the keys: what they are does not matter to the choice.
+enum class Bounds { kRandom, kTies, kEqual, kFarOutliers, kNotFinite };
+
+std::vector<float> make_bounds(std::mt19937& random, Bounds kind, std::size_t rows, int row_channels) {
+  std::vector<float> bounds = random_floats(random, rows * static_cast<std::size_t>(row_channels));
+  std::uniform_int_distribution<int> die(0, 49);
+  for (std::size_t row = 0; row < rows; ++row) {
+    const auto begin = bounds.begin() + static_cast<std::ptrdiff_t>(row) * row_channels;
+    const auto set = [&](float value) { std::fill(begin, begin + row_channels, value); };
+    const int face = die(random);
+    if (kind == Bounds::kTies) set(static_cast<float>(face % 4));
+    if (kind == Bounds::kEqual) set(0.5F);
+    if (kind == Bounds::kFarOutliers && face == 0) set(3e30F);
+    if (kind == Bounds::kNotFinite && face < 5) set(face == 0 ? INFINITY : face == 1 ? -INFINITY : NAN);
+  }
+  return bounds;
+}
+
+template <typename T>
+class ChosenWorld {
+ public:
+  ChosenWorld(std::mt19937& random, const AttentionShape& shape, const std::vector<int>& lengths, Bounds kind)
+      : shape_(shape),
+        ragged_(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1), shape.page_tokens),
+        device_(stream_, ragged_),
+        capacity_(ragged_.batch.page_table.shape(1)),
+        k_(upload_as<T>(stream_, random_floats(random, elements(shape.page_tokens)))),
+        v_(upload_as<T>(stream_, random_floats(random, elements(shape.page_tokens)))),
+        bounds_(upload_as<T>(stream_, make_bounds(random, kind, rows(), 2 * shape.head_dim))),
+        q_(upload_as<T>(stream_, random_floats(random, query_elements()))) {}
+
+  struct Found {
+    std::vector<float> out, lse;
+    std::vector<std::int32_t> index, count, tail_begin;
+    std::vector<std::int64_t> totals;
+
+    // In words, where it is not the same; outputs by their bits, since NaN may be among them.
+    [[nodiscard]] std::string differs_from(const Found& other) const {
+      if (count != other.count || tail_begin != other.tail_begin) return "other counts";
+      if (index != other.index) return "other lists";
+      if (totals != other.totals) return "other totals";
+      const auto same = [](float a, float b) { return std::bit_cast<unsigned>(a) == std::bit_cast<unsigned>(b); };
+      if (!std::equal(out.begin(), out.end(), other.out.begin(), same)) return "other outputs";
+      if (!std::equal(lse.begin(), lse.end(), other.lse.begin(), same)) return "another log-sum-exp";
+      return "";
+    }
+  };
+
+  Found in_two(const PageBudget& budget, GroupScore group_score, DenseLimit dense, int splits) {
+    const std::int64_t seqs = ragged_.batch.seqs;
+    const Buffer scores = upload(stream_, std::vector<float>(lists() * static_cast<std::size_t>(capacity_)));
+    const Buffer tickets = upload(stream_, std::vector<std::int32_t>(lists()));
+    const auto partial_rows = static_cast<std::size_t>(seqs * shape_.heads * splits);
+    const Buffer part = upload(stream_, std::vector<float>(partial_rows * static_cast<std::size_t>(shape_.head_dim)));
+    const Buffer part_lse = upload(stream_, std::vector<float>(partial_rows));
+    return run(
+        [&](const Selection& pages, const TensorRef& out, TensorView<float, 2> lse, const KeptCounters& counters) {
+          choose_pages(stream_.exec(), shape_, q(), kv(), device_.batch, PageScore::kMinMax, group_score, budget, dense,
+                       {.scores = scores.template view<float>(seqs, shape_.kv_heads, capacity_),
+                        .tickets = tickets.template view<std::int32_t>(seqs, shape_.kv_heads)},
+                       pages);
+          attend_selected(stream_.exec(), shape_, q(), kv(), device_.batch, pages, kMinEntries, dense,
+                          {part.template view<float>(seqs, shape_.heads, splits, shape_.head_dim),
+                           part_lse.template view<float>(seqs, shape_.heads, splits)},
+                          out, lse);
+          count_selected(stream_.exec(), shape_, device_.batch, pages, dense, counters);
+        });
+  }
+
+  Found in_one(const PageBudget& budget, GroupScore group_score, DenseLimit dense, int cluster) {
+    return run(
+        [&](const Selection& pages, const TensorRef& out, TensorView<float, 2> lse, const KeptCounters& counters) {
+          cuda::attend_chosen(stream_.exec(), shape_, q(), kv(), device_.batch, group_score, budget, dense, cluster,
+                              kMinEntries, pages, out, lse, counters);
+        });
+  }
+
+  // What is left of the newest pages' bounds by attend_chosen, and by update_side_tables.
+  std::vector<float> bounds_in_one() {
+    (void)in_one({.tokens = {160.0}}, GroupScore::kMax, {0}, 4);
+    return download_floats<T>(stream_, bounds_, bound_elements());
+  }
+  std::vector<float> bounds_by_update() {
+    update_side_tables(stream_.exec(), device_.batch, kv());
+    return download_floats<T>(stream_, bounds_, bound_elements());
+  }
+
+  void check(const PageBudget& budget, GroupScore group_score, DenseLimit dense, const std::string& what) {
+    for (const int cluster : {2, 4, 8}) {
+      const Found expected = in_two(budget, group_score, dense, cluster);
+      EXPECT_EQ(in_one(budget, group_score, dense, cluster).differs_from(expected), "")
+          << what << ", group " << shape_.group() << ", head_dim " << shape_.head_dim << ", page_tokens "
+          << shape_.page_tokens << ", budget " << budget.tokens.value << ", group score "
+          << static_cast<int>(group_score) << ", cluster " << cluster;
+    }
+  }
+
+ private:
+  static constexpr int kMinEntries = 3;
+
+  template <typename Attend>
+  Found run(const Attend& attend) {
+    const std::int64_t seqs = ragged_.batch.seqs;
+    PageLists host(ragged_.batch, shape_.kv_heads);
+    const Buffer index = upload(stream_, host.index);
+    const Buffer count = upload(stream_, host.count);
+    const Buffer tail_begin = upload(stream_, host.tail_begin);
+    const std::vector<float> poison(query_elements(), -7.0F);
+    const Buffer out = upload_as<T>(stream_, poison);
+    const Buffer lse = upload(stream_, std::vector<float>(static_cast<std::size_t>(seqs * shape_.heads), -7.0F));
+    const Buffer totals = upload(stream_, std::vector<std::int64_t>(static_cast<std::size_t>(4 * shape_.kv_heads), 7));
+    const auto total = [&](int i) {
+      return TensorView<std::int64_t, 1>(
+          static_cast<std::int64_t*>(totals.data()) + std::ptrdiff_t{i} * shape_.kv_heads, shape_.kv_heads);
+    };
+    attend(Selection{.unit = SelectionUnit::kPages,
+                     .index = index.view<std::int32_t>(seqs, shape_.kv_heads, capacity_),
+                     .count = count.view<std::int32_t>(seqs, shape_.kv_heads),
+                     .tail_begin = tail_begin.view<std::int32_t>(seqs, shape_.kv_heads),
+                     .tail_log_weight = {}},
+           out.ref(DTypeOf<T>::value, seqs, shape_.heads * shape_.head_dim), lse.view<float>(seqs, shape_.heads),
+           KeptCounters{total(0), total(1), total(2), total(3)});
+    return {download_floats<T>(stream_, out, poison.size()),
+            download<float>(stream_, lse, static_cast<std::size_t>(seqs * shape_.heads)),
+            download<std::int32_t>(stream_, index, host.index.size()),
+            download<std::int32_t>(stream_, count, host.count.size()),
+            download<std::int32_t>(stream_, tail_begin, host.tail_begin.size()),
+            download<std::int64_t>(stream_, totals, static_cast<std::size_t>(4 * shape_.kv_heads))};
+  }
+
+  [[nodiscard]] std::size_t rows() const { return static_cast<std::size_t>(ragged_.pages) * shape_.kv_heads; }
+  [[nodiscard]] std::size_t elements(int lines) const {
+    return rows() * static_cast<std::size_t>(lines) * static_cast<std::size_t>(shape_.head_dim);
+  }
+  [[nodiscard]] std::size_t bound_elements() const { return rows() * static_cast<std::size_t>(2 * shape_.head_dim); }
+  [[nodiscard]] std::size_t query_elements() const {
+    return static_cast<std::size_t>(ragged_.batch.seqs) * static_cast<std::size_t>(shape_.heads * shape_.head_dim);
+  }
+  [[nodiscard]] std::size_t lists() const { return static_cast<std::size_t>(ragged_.batch.seqs) * shape_.kv_heads; }
+  [[nodiscard]] TensorRef q() const {
+    return q_.ref(DTypeOf<T>::value, ragged_.batch.seqs, shape_.heads * shape_.head_dim);
+  }
+  [[nodiscard]] LayerKv kv() const {
+    const DType dtype = DTypeOf<T>::value;
+    LayerKv kv{.k = k_.ref(dtype, ragged_.pages, shape_.kv_heads, shape_.page_tokens, shape_.head_dim),
+               .v = v_.ref(dtype, ragged_.pages, shape_.kv_heads, shape_.page_tokens, shape_.head_dim)};
+    kv.bounds = bounds_.ref(dtype, ragged_.pages, shape_.kv_heads, 2, shape_.head_dim);
+    return kv;
+  }
+
+  Stream stream_{DeviceKind::kCuda};
+  AttentionShape shape_;
+  RaggedBatch ragged_;
+  DeviceBatch device_;
+  std::int64_t capacity_;
+  Buffer k_, v_, bounds_, q_;
+};
+
+bool has_clusters() {
+  return cuda::chosen_cluster(make_shape(1, 1, 128, 16), 1, 1024, 128) > 1;
+}
+
+template <typename T>
+class AttendChosenCuda : public testing::Test {};
+using Types = testing::Types<bf16, f16>;
+TYPED_TEST_SUITE(AttendChosenCuda, Types);
+
+TYPED_TEST(AttendChosenCuda, DoesInOneLaunchWhatTwoDo) {
+  VESPER_NEEDS_GPU();
+  if (!has_clusters()) GTEST_SKIP() << "this GPU has no clusters";
+  std::mt19937 random(1);
+  for (const int group : {1, 2, 4, 7, 8, 16}) {
+    ChosenWorld<TypeParam> world(random, make_shape(2, group, 128, 16), {1, 15, 16, 17, 1023, 1025, 16384, 40000},
+                                 Bounds::kRandom);
+    for (const PageBudget& budget : kBudgets) world.check(budget, GroupScore::kMax, {0}, "random bounds");
+    world.check(kBudgets[0], GroupScore::kSum, {16}, "random bounds");
+    world.check(kBudgets[0], GroupScore::kMean, {1023}, "random bounds");
+  }
+  for (const int page_tokens : {16, 32, 64}) {
+    ChosenWorld<TypeParam> world(random, make_shape(3, 4, 64, page_tokens), {5000, 20, 3000, 64, 65}, Bounds::kRandom);
+    for (const PageBudget& budget : kBudgets) world.check(budget, GroupScore::kMax, {20}, "random bounds");
+  }
+}
+
+TYPED_TEST(AttendChosenCuda, ScoresThatAreEqualFarOffOrNoNumbers) {
+  VESPER_NEEDS_GPU();
+  if (!has_clusters()) GTEST_SKIP() << "this GPU has no clusters";
+  std::mt19937 random(2);
+  for (const Bounds kind : {Bounds::kTies, Bounds::kEqual, Bounds::kFarOutliers, Bounds::kNotFinite}) {
+    ChosenWorld<TypeParam> world(random, make_shape(2, 3, 128, 16), {40000, 3001, 500}, kind);
+    for (const PageBudget& budget : kBudgets) {
+      world.check(budget, GroupScore::kMax, {0}, "bounds " + std::to_string(static_cast<int>(kind)));
+    }
+  }
+}
+
+TYPED_TEST(AttendChosenCuda, WritesTheNewestPagesBounds) {
+  VESPER_NEEDS_GPU();
+  if (!has_clusters()) GTEST_SKIP() << "this GPU has no clusters";
+  for (const int head_dim : {64, 128}) {
+    const auto world = [&] {
+      std::mt19937 random(4);
+      return std::make_unique<ChosenWorld<TypeParam>>(random, make_shape(3, 2, head_dim, 16),
+                                                      std::vector<int>{1, 15, 16, 17, 1023, 5000}, Bounds::kRandom);
+    };
+    ASSERT_TRUE(cuda::writes_page_bounds(make_shape(3, 2, head_dim, 16)));
+    EXPECT_EQ(world()->bounds_in_one(), world()->bounds_by_update());
+  }
+}
+
+TYPED_TEST(AttendChosenCuda, GivesTheSameBitsAgain) {
+  VESPER_NEEDS_GPU();
+  if (!has_clusters()) GTEST_SKIP() << "this GPU has no clusters";
+  std::mt19937 random(3);
+  ChosenWorld<TypeParam> world(random, make_shape(8, 4, 128, 16), {32768}, Bounds::kRandom);
+  const auto first = world.in_one({.tokens = {2048.0}}, GroupScore::kMax, {0}, 8);
+  for (int again = 0; again < 20; ++again) {
+    ASSERT_EQ(world.in_one({.tokens = {2048.0}}, GroupScore::kMax, {0}, 8).differs_from(first), "");
+  }
+}
+
+}  // namespace
+}  // namespace vesper
