@@ -131,7 +131,8 @@ class ChosenWorld {
     const std::vector<float> poison(query_elements(), -7.0F);
     const Buffer out = upload_as<T>(stream_, poison);
     const Buffer lse = upload(stream_, std::vector<float>(static_cast<std::size_t>(seqs * shape_.heads), -7.0F));
-    const Buffer totals = upload(stream_, std::vector<std::int64_t>(static_cast<std::size_t>(4 * shape_.kv_heads), 7));
+    const Buffer totals =
+        upload(stream_, std::vector<std::int64_t>(std::size_t{4} * static_cast<std::size_t>(shape_.kv_heads), 7));
     const auto total = [&](int i) {
       return TensorView<std::int64_t, 1>(
           static_cast<std::int64_t*>(totals.data()) + std::ptrdiff_t{i} * shape_.kv_heads, shape_.kv_heads);
@@ -148,7 +149,7 @@ class ChosenWorld {
             download<std::int32_t>(stream_, index, host.index.size()),
             download<std::int32_t>(stream_, count, host.count.size()),
             download<std::int32_t>(stream_, tail_begin, host.tail_begin.size()),
-            download<std::int64_t>(stream_, totals, static_cast<std::size_t>(4 * shape_.kv_heads))};
+            download<std::int64_t>(stream_, totals, std::size_t{4} * static_cast<std::size_t>(shape_.kv_heads))};
   }
 
   [[nodiscard]] std::size_t rows() const { return static_cast<std::size_t>(ragged_.pages) * shape_.kv_heads; }
