@@ -217,7 +217,7 @@ TEST_F(ReproRun, ACellIsMeasuredSavedAndReadAgain) {
   const ModelConfig config = model_config_of("synthetic:tiny");
   const double element = kTestDevice == DeviceKind::kCuda ? 2.0 : 4.0;
   EXPECT_DOUBLE_EQ(result.arms[0].bytes, 2.0 * 2048 * 2 * config.kv_heads * config.head_dim * element);
-  ASSERT_GE(quest.stages.size(), 3U);
+  ASSERT_GE(quest.stages.size(), 2U);  // the whole, and on CUDA one launch that does it
   EXPECT_EQ(quest.stages[0].name, "all");
   const Json saved = result_json(result);
   EXPECT_EQ(result_json(parse_result(saved, "cells.json")), saved);
