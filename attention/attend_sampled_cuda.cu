@@ -160,7 +160,7 @@ class Member {
       std::int32_t* const count = &args_.scratch.tickets(s_, g_);
       __threadfence();
       atomicAdd(count, 1);
-      // Not with acquiring loads: each would empty the first-level cache under the multiprocessor's other block.
+      // Not with acquiring loads: each empties the first-level cache, which the multiprocessor's other block uses too.
       while (*static_cast<volatile std::int32_t*>(count) < met_) {
       }
       __threadfence();
