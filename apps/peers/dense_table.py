@@ -91,7 +91,9 @@ def markdown(rows, roof, names, card):
         return "" if value is None else f"{value:.{digits}f}"
 
     def ratio(other, own):
-        return "" if other is None or own is None else f"{other / own:.3g}"
+        if other is None or own is None:
+            return ""
+        return f"{other / own:.2f}" if other > 1.01 * own else f"{other / own:.3f}"
 
     lines = [
         f"{card}; {', '.join(names)}; vesper's roof {roof * 1e-9:.0f} GB/s; µs, median of {rows[-1][0] + 1} rounds in turns\n",

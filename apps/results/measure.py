@@ -99,8 +99,8 @@ def join_peers(folder):
 
 
 def shown(command):
-    """As it would be typed."""
-    words = [pathlib.Path(word).name if "/" in word else word for word in command]
+    """As it would be typed, programs by their names alone."""
+    words = [pathlib.Path(word).name if word.startswith("/") else word for word in command]
     return " ".join(words)
 
 
@@ -150,7 +150,7 @@ def main():
     notes = options.folder / "run.json"
     name, driver, power = card()
     document = json.loads(notes.read_text()) if notes.exists() else {"parts": {}}
-    document |= {"card": name, "driver": driver, "power_limit": power, "commit": options.commit}
+    document |= {"card": name, "driver": driver, "power_limit": power}
     begin = time.monotonic()
     left = 0
     for part in plan(options.folder, options.vesper, options.python):
@@ -162,7 +162,9 @@ def main():
             left += 1
             continue
         print(f"{part.result}: {took:.1f} s", file=sys.stderr)
-        document["parts"][part.result] = {"command": shown(part.command), "seconds": round(took, 1)}
+        document["parts"][part.result] = {
+            "command": shown(part.command), "seconds": round(took, 1), "commit": options.commit,
+        }  # fmt: skip
         notes.write_text(json.dumps(document, indent=2) + "\n")
     if left:
         sys.exit(f"{left} parts are not measured; run it again")

@@ -1,5 +1,6 @@
 """Makes a folder that apps/results/measure.py filled readable: README.md, steps.csv, and pictures (PNG and SVG) of the
-whole steps and of the papers' speed-ups beside ours; draws the experiments that have no picture yet.
+whole steps, of the papers' speed-ups beside ours and of attention against its bytes; draws the experiments that have no
+picture yet, and names what measure.py has not measured yet. Files note-*.md of the folder are taken into README.md.
 
     apps/results/render.py docs/results/h100 [--configs configs/attention/h100]
 
@@ -13,6 +14,8 @@ import json
 import pathlib
 import subprocess
 import sys
+
+from measure import plan, shown
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLOTS = ROOT / "apps" / "plots" / "repro.py"
@@ -40,6 +43,10 @@ BOUND_CELLS = (
 
 def tokens(count):
     return f"{count // 1024}K" if count % 1024 == 0 else str(count)
+
+
+def percent(share):
+    return f"{100 * share:.0f} %"
 
 
 def interval(row, digits=2):
@@ -88,12 +95,12 @@ def headline_table(found):
     ]
     for name, row in found:
         paper = f"{row['paper_speedup']:.2f}x" if row["paper_speedup"] else "-"
-        share = f"{row['bound_share']:.0%}".replace("%", " %") if row["bound_share"] else "-"
+        share = percent(row["bound_share"]) if row["bound_share"] else "-"
         peer = f"{row['peer_speedup']:.2f}x" if row["peer_speedup"] and row["measure"] == "operator" else "-"
         lines.append(
             f"| [{name}]({name}.md) | {row['panel']}: {row['label']} | {tokens(row['context'])}, {row['batch']} | {paper} "
             f"| {interval(row)} | {row['speedup_bound']:.2f} | {share} | {peer} "
-            f"| {row['kept_tokens']:.0f}, {row['kept_mass']:.0%} | {row['verdict']} |".replace("%", " %")
+            f"| {row['kept_tokens']:.0f}, {percent(row['kept_mass'])} | {row['verdict']} |"
         )
     return lines
 
@@ -106,14 +113,14 @@ def step_table(runs):
     ]
     for run in runs:
         for row in run["rows"]:
-            share = "" if row["roof_share"] is None else f"{row['roof_share']:.0%}".replace("%", " %")
+            share = "" if row["roof_share"] is None else percent(row["roof_share"])
             dense = row["attention"] == run["baseline"]
             lines.append(
                 f"| {short(row['model'])} | {row['batch']} | {tokens(row['context'])} | {row['attention']} "
                 f"| {row['tpot_ms']:.2f} | {share} | {'1' if dense else interval(row)} | {row['ceiling']:.2f} "
-                f"| {row['attention_us']:.1f} | {row['kept_tokens']:.0f} | {row['kept_mass']:.0%} | {row['sigma']:.2f} |"
+                f"| {row['attention_us']:.1f} | {row['kept_tokens']:.0f} | {percent(row['kept_mass'])} | {row['sigma']:.2f} |"
             )
-    return [line.replace("%", " %").replace("  %", " %") for line in lines]
+    return lines
 
 
 def crossover_table(runs):
@@ -240,6 +247,15 @@ def draw_bounds(folder, cells, plt, source):
     save(folder, "bounds", figure)
 
 
+def missing(folder):
+    """What measure.py would measure next, as it would be typed."""
+    parts = [part for part in plan(folder, "vesper", "python3") if not (folder / part.result).exists()]
+    if not parts:
+        return []
+    text = ["", "## Not measured yet", "", f"`make results RESULTS={folder}` goes on with these, and leaves the others:", ""]
+    return text + [f"- `{shown(part.command)}`" for part in parts]
+
+
 def save(folder, name, figure):
     figure.tight_layout()
     for ending in ("png", "svg"):
@@ -263,7 +279,8 @@ def main():
     from matplotlib import pyplot, ticker
 
     run = json.loads((folder / "run.json").read_text())
-    source = f"{run['card']}, driver {run['driver']}, power limit {run['power_limit']}, commit {run['commit']}"
+    commits = ", ".join(dict.fromkeys(part["commit"] for part in run["parts"].values()))
+    source = f"{run['card']}, driver {run['driver']}, power limit {run['power_limit']}, commit {commits}"
     steps = [found for batch in (1, 8) for found in load(folder, f"steps-*-b{batch}.json")]
     crossovers = [found for batch in (1, 8) for found in load(folder, f"crossover-*-b{batch}-*.json")]
     experiments = {
@@ -272,7 +289,7 @@ def main():
         if "experiment" in (document := json.loads(file.read_text()))
     }
     text = [f"# Results on one {run['card']}", "", source + ".", ""]
-    text += ["Measured by `apps/results/measure.py`, drawn and written by `apps/results/render.py`; all commands and seconds"]
+    text += ["Measured by `apps/results/measure.py`, drawn and written by `apps/results/render.py`; commands and seconds"]
     text += ["are in [run.json](run.json). How figures are taken: [bench.md](../../bench.md), [repro.md](../../repro.md)."]
     found = headline_rows(experiments)
     if found:
@@ -292,7 +309,7 @@ def main():
         write_steps(folder, steps)
         draw_steps(folder, steps, pyplot, ticker, source)
         text += ["", "## The whole step", "", "![steps](steps.png)", "", *step_table(steps), ""]
-        text += [f"- Left out: {reason}." for step in steps for reason in step["skipped"]]
+        text += [f"- Left out: {short(step['model'])}, {reason}." for step in steps for reason in step["skipped"]]
         text += ["", "All columns: [steps.csv](steps.csv)."]
     for document in load(folder, "threshold.json"):
         text += ["", "## Sparse layers under their threshold", "", "Contexts of at most `dense_below` attend dense:", ""]
@@ -304,6 +321,11 @@ def main():
             text += ["", f"As configurations, one for each that is faster somewhere: `{options.configs}/`."]
     if (folder / "dense.md").exists():
         text += ["", "## Dense attention beside its peers", "", (folder / "dense.md").read_text().strip()]
+        text += ["", "Every round: [dense.csv](dense.csv). FlashInfer at the experiments' lengths:"]
+        text += ["[peers-operators.csv](peers-operators.csv)."]
+    for notes in sorted(folder.glob("note-*.md")):
+        text += ["", notes.read_text().strip()]
+    text += missing(folder)
     (folder / "README.md").write_text("\n".join(text) + "\n")
 
 
