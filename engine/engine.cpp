@@ -342,7 +342,8 @@ std::int64_t Engine::prefill_flops(int tokens) const {
   const std::int64_t attention_rows = 2 * std::int64_t{config_.q_rows()} + 2 * std::int64_t{config_.kv_rows()};
   const std::int64_t layer_weights = hidden * (attention_rows + 3 * std::int64_t{config_.ffn});
   const Cost attention = attend_prefill_cost(attention_limits_.shape, cache_->shape().dtype, tokens, tokens);
-  return config_.layers * (2 * tokens * layer_weights + attention.flops) + 2 * hidden * config_.vocab;
+  return config_.layers * (2 * std::int64_t{tokens} * layer_weights + attention.flops) +
+         2 * hidden * std::int64_t{config_.vocab};
 }
 
 std::int64_t Engine::peak_memory_bytes() const {
