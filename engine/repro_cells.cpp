@@ -178,6 +178,13 @@ ReproResult parse_result(const Json& object, const std::string& source) {
       for (const Json& stage : one.at("stages")) {
         arm.stages.push_back({stage.at(0).get<std::string>(), stage.at(1).get<double>(), stage.at(2).get<double>()});
       }
+      // Attentions took turns.
+      const std::size_t turns = result.arms.front().seconds.size();
+      if (turns == 0 || arm.seconds.size() != turns) {
+        refuse({"reading " + source, fmt::format("{} times of {}", arm.seconds.size(), arm.attention),
+                turns == 0 ? "one at least" : fmt::format("{}, as of the first attention", turns),
+                "run without --resume"});
+      }
     }
     return result;
   } catch (const Json::exception& error) {

@@ -221,6 +221,12 @@ TEST_F(ReproRun, ACellIsMeasuredSavedAndReadAgain) {
   EXPECT_EQ(quest.stages[0].name, "all");
   const Json saved = result_json(result);
   EXPECT_EQ(result_json(parse_result(saved, "cells.json")), saved);
+  Json torn = saved;
+  torn["arms"][1]["seconds"].push_back(1.0);
+  EXPECT_NE(refusal([&] { (void)parse_result(torn, "cells.json"); }).find("as of the first attention"),
+            std::string::npos);
+  torn["arms"][0]["seconds"] = Json::array();
+  EXPECT_NE(refusal([&] { (void)parse_result(torn, "cells.json"); }).find("found 0 times of dense"), std::string::npos);
   EXPECT_NE(refusal([] { (void)parse_result(Json::parse(R"({"skipped": null})"), "cells.json"); }).find("--resume"),
             std::string::npos);
 }
