@@ -90,9 +90,8 @@ class Quest final : public SparseAttention {
 
   // Of sequences that attend dense nobody else would.
   [[nodiscard]] bool writes_page_bounds(const Exec& exec, const Batch& batch) const override {
-    constexpr unsigned kSparseAlone = 2;
     if constexpr (kHaveCuda) {
-      return planned_work() == kSparseAlone && cluster_of(exec, batch) > 1 && cuda::writes_page_bounds(limits().shape);
+      return all_sparse() && cluster_of(exec, batch) > 1 && cuda::writes_page_bounds(limits().shape);
     }
     return false;
   }

@@ -77,6 +77,9 @@ class SparseAttention : public AttentionBackend {
   SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch, int min_entries,
                   bool differ);
 
+  // Whether no sequence of the planned step attends dense.
+  [[nodiscard]] bool all_sparse() const { return any_sparse_ && !any_dense_; }
+
   // Makes the lists of one layer.
   virtual MadeLists select(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
                            ScratchCarver& scratch) = 0;
