@@ -154,9 +154,11 @@ __device__ bool choose_bin(ThresholdShared<kThreads, Sum>& shared, const Needed&
   constexpr int kOwn = kThresholdBins / kChoosers;
   constexpr int kWarps = kChoosers / static_cast<int>(kWarpThreads);
   static_assert(kChoosers <= kThreads);
-  if (threadIdx.x < kChoosers) {
-    const int first = static_cast<int>(threadIdx.x) * kOwn;
-    Sum of_bin[kOwn] = {};
+  const bool chooses = threadIdx.x < kChoosers;
+  const int first = static_cast<int>(threadIdx.x) * kOwn;
+  Sum of_bin[kOwn] = {};
+  Sum through = 0;  // of this thread's bins and all before in its warp
+  if (chooses) {
     const auto take = [&](unsigned* bins, int shift) {
 #pragma unroll
       for (int i = 0; i < kOwn; i += 4) {
@@ -171,14 +173,18 @@ __device__ bool choose_bin(ThresholdShared<kThreads, Sum>& shared, const Needed&
     };
     take(shared.low, 0);
     if constexpr (sizeof(Sum) == 8) take(shared.high, 32);
-    Sum mine = 0;
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) mine += of_bin[i];
-    const Sum through = sum_through_lane(mine);
+    for (int i = 0; i < kOwn; ++i) through += of_bin[i];
+    through = sum_through_lane(through);
     if (this_lane() == kWarpThreads - 1) shared.of_warp[this_warp()] = through;
     if (threadIdx.x == 0) shared.members = 0;
-    asm volatile("bar.sync 1, %0;" ::"n"(kChoosers) : "memory");
-    Sum sum = through - mine;  // of all bins before
+  }
+  // Of the whole block: behind a barrier of the choosers alone racecheck no longer sees the block's.
+  __syncthreads();
+  if (chooses) {
+    Sum sum = through;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) sum -= of_bin[i];
     Sum total = 0;
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) {
@@ -189,7 +195,7 @@ __device__ bool choose_bin(ThresholdShared<kThreads, Sum>& shared, const Needed&
     const Sum needed = needed_of(total);
     if (needed > total) {
       if (threadIdx.x == 0) shared.bin = kThresholdBins;
-    } else if (sum < needed && needed <= sum + mine) {
+    } else if (sum < needed) {
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         if (sum < needed && needed <= sum + of_bin[i]) {
