@@ -113,8 +113,7 @@ AttentionScratch ModelAttention::scratch_bytes(const AttentionConfig& config, co
 ModelAttention::ModelAttention(const AttentionConfig& config, const AttentionLimits& limits, const Exec& exec)
     : config_(config),
       limits_(limits),
-      counters_(exec.on_cuda() ? Memory::kDevice : Memory::kHost, counter_bytes(config, limits),
-                "the counters of attention"),
+      counters_(memory_of(exec.device), counter_bytes(config, limits), "the counters of attention"),
       counted_(config.layers.size()),
       tables_(side_tables({&config, 1})) {
   if constexpr (kHaveCuda) {

@@ -26,7 +26,7 @@ struct AttentionLimits {
   std::uint32_t seed = 0;  // of random draws, where a backend's settings name none
 
   // Where the buffers of attention lie.
-  [[nodiscard]] Memory memory() const { return device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost; }
+  [[nodiscard]] Memory memory() const { return memory_of(device); }
 };
 
 // Bytes of scratch: partial results of splits, then scores, lists and counters.

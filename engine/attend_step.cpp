@@ -132,8 +132,7 @@ void read_list(const Exec& exec, const Selection& list, int tokens, int page_tok
 AttendOutput attend_step(const AttendInput& input, const std::string& attention, int page_tokens, std::uint32_t seed,
                          DeviceKind device) {
   check_input(input);
-  const bool cuda = device == DeviceKind::kCuda;
-  const Memory memory = cuda ? Memory::kDevice : Memory::kHost;
+  const Memory memory = memory_of(device);
   const Stream stream(device);
   const Exec exec = stream.exec();
   const DType dtype = activation_dtype(device, input.q.dtype);

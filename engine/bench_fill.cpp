@@ -92,7 +92,7 @@ SyntheticFill::SyntheticFill(Engine& engine, const DrawnScores& scores, std::uin
   numbers.resize(numbers.size() + static_cast<std::size_t>(config.head_dim) / 2);
   const DeviceKind device = engine.attention_limits().device;
   const auto bytes = static_cast<std::int64_t>(numbers.size()) * 4;
-  numbers_ = Buffer(device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost, bytes, "the ranges of drawn keys");
+  numbers_ = Buffer(memory_of(device), bytes, "the ranges of drawn keys");
   const Stream stream(device);
   copy_bytes(stream.exec(), numbers_.data(), numbers.data(), bytes);
   stream.synchronize();

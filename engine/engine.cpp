@@ -120,8 +120,7 @@ Engine::Engine(const std::string& model, const EngineOptions& options, const Pro
   decoder_ = std::make_unique<Decoder>(config_, weights_, *cache_, chunk, limits.max_seqs, exec);
   inputs_ = std::make_unique<StepInputs>(chunk, limits.max_seqs, cache_->pages_for(limits.max_context),
                                          limits.max_context, limits.device);
-  logits_ =
-      Buffer(exec.on_cuda() ? Memory::kDevice : Memory::kHost, std::int64_t{rows} * config_.vocab * 4, "the logits");
+  logits_ = Buffer(memory_of(exec.device), std::int64_t{rows} * config_.vocab * 4, "the logits");
   sampling_staging_ =
       Buffer(exec.on_cuda() ? Memory::kPinned : Memory::kHost, sampling_bytes(rows), "the staging of sampling");
   if (exec.on_cuda()) sampling_device_ = Buffer(Memory::kDevice, sampling_bytes(rows), "the inputs of sampling");

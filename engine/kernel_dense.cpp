@@ -43,14 +43,13 @@ class DrawnMatrices {
         rows_(rows),
         columns_(columns),
         one_(bytes(format, dtype, rows, columns)),
-        data_(exec.on_cuda() ? Memory::kDevice : Memory::kHost, count * one_, "the weights of a kernel") {
+        data_(memory_of(exec.device), count * one_, "the weights of a kernel") {
     const float range = std::sqrt(3.0F / static_cast<float>(columns));
     if (format == Format::kStored) {
       fill_uniform(exec, data_.ref(dtype, count * rows * columns), seed, kTensor, range);
       return;
     }
-    const Buffer drawn(exec.on_cuda() ? Memory::kDevice : Memory::kHost, rows * columns * dtype_bytes(dtype),
-                       "weights to quantise");
+    const Buffer drawn(memory_of(exec.device), rows * columns * dtype_bytes(dtype), "weights to quantise");
     for (int turn = 0; turn < count; ++turn) {
       fill_uniform(exec, drawn.ref(dtype, rows * columns), seed + static_cast<std::uint64_t>(turn), kTensor, range);
       clear_int4_padding(exec, int4(turn));
@@ -77,7 +76,7 @@ class DrawnMatrices {
     }
     const std::int64_t first = r / kInt4CellRows * kInt4CellRows;
     const std::int64_t count = std::min<std::int64_t>(kInt4CellRows, rows_ - first);
-    const Buffer wide(exec_.on_cuda() ? Memory::kDevice : Memory::kHost, count * columns_ * 4, "dequantised rows");
+    const Buffer wide(memory_of(exec_.device), count * columns_ * 4, "dequantised rows");
     dequantise_int4(exec_, int4(0), first, wide.ref(DType::kF32, count, columns_));
     const std::vector<float> rows = read_floats(exec_, wide.ref(DType::kF32, count * columns_));
     const auto begin = rows.begin() + (r - first) * columns_;
@@ -110,7 +109,7 @@ class DenseKernels {
         batch_(batch),
         room_(room),
         seed_(seed),
-        memory_(exec.on_cuda() ? Memory::kDevice : Memory::kHost),
+        memory_(memory_of(exec.device)),
         context_(exec.device) {}
 
   std::vector<KernelRow> run() {

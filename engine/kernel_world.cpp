@@ -93,7 +93,7 @@ KernelWorld::KernelWorld(const Exec& exec, const AttentionShape& shape, DType dt
       dtype_(dtype),
       context_(context),
       turns_(turns),
-      memory_(exec.on_cuda() ? Memory::kDevice : Memory::kHost),
+      memory_(memory_of(exec.device)),
       cache_(kv_shape_of(shape, dtype, turns), batch * page_count(context, shape.page_tokens), exec.device,
              std::vector<SideTables>(static_cast<std::size_t>(turns), tables())),
       inputs_(std::max(kChunk, batch), batch, page_count(context, shape.page_tokens), context, exec.device),

@@ -20,7 +20,7 @@ double matrix_rate(const Exec& exec) {
   const std::int64_t size = cuda ? 8192 : 512;
   const DType dtype = cuda ? DType::kBf16 : DType::kF32;
   const std::int64_t bytes = size * size * dtype_bytes(dtype);
-  const Buffer storage(cuda ? Memory::kDevice : Memory::kHost, 3 * bytes, "the matrix probe");
+  const Buffer storage(memory_of(exec.device), 3 * bytes, "the matrix probe");
   auto* data = static_cast<std::byte*>(storage.data());
   const TensorRef x = tensor_ref(data, dtype, size, size);
   const TensorRef matrix = tensor_ref(data + bytes, dtype, size, size);

@@ -70,8 +70,7 @@ std::int64_t KvCache::bytes(const KvShape& shape, std::int64_t pages, std::span<
 KvCache::KvCache(const KvShape& shape, int pages, DeviceKind device, std::span<const SideTables> side_tables)
     : shape_(checked(shape, side_tables)),
       pages_(pages),
-      storage_(device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost, bytes(shape, pages, side_tables),
-               "the KV cache"),
+      storage_(memory_of(device), bytes(shape, pages, side_tables), "the KV cache"),
       layers_(place(shape, pages, side_tables, storage_.data()).layers) {
   free_.reserve(static_cast<std::size_t>(pages));
   for (std::int32_t page = pages - 1; page >= 0; --page) free_.push_back(page);

@@ -60,8 +60,7 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, KvCache
       max_tokens_(max_tokens),
       dtype_(cache.shape().dtype),
       rope_table_(config.rope, config.head_dim, max_seqs, exec),
-      activations_(exec.on_cuda() ? Memory::kDevice : Memory::kHost, activation_bytes(config, dtype_, max_tokens),
-                   "the activations of a step"),
+      activations_(memory_of(exec.device), activation_bytes(config, dtype_, max_tokens), "the activations of a step"),
       linear_(exec.device, weights.panel_bytes) {}
 
 TensorRef Decoder::activation(int slot, std::int64_t rows) const {

@@ -13,7 +13,7 @@ RopeTable::RopeTable(const RopeConfig& rope, int head_dim, int max_seqs, const E
   const std::vector<float> row = rope_inv_freq(rope, head_dim, rope.original_positions);
   for (std::size_t s = 0; s < lengths_.size(); ++s) rows_.insert(rows_.end(), row.begin(), row.end());
   const auto bytes = static_cast<std::int64_t>(rows_.size() * sizeof(float));
-  device_ = Buffer(exec.on_cuda() ? Memory::kDevice : Memory::kHost, bytes, "the rotary frequencies");
+  device_ = Buffer(memory_of(exec.device), bytes, "the rotary frequencies");
   copy_bytes(exec, device_.data(), rows_.data(), bytes);
 }
 

@@ -27,7 +27,7 @@ class Quantiser {
       : exec_(exec),
         dtype_(dtype),
         seed_(seed),
-        panel_(exec.on_cuda() ? Memory::kDevice : Memory::kHost, kPanelBytes, "a panel of weights to quantise") {}
+        panel_(memory_of(exec.device), kPanelBytes, "a panel of weights to quantise") {}
 
   void draw(const ExpectedWeight& weight, std::size_t number, std::int64_t first_row, const Int4Matrix& to) {
     const std::int64_t fits = kPanelBytes / (to.columns * dtype_bytes(dtype_));
@@ -56,7 +56,7 @@ ModelWeights synthetic_weights(const ModelConfig& config, std::uint64_t seed, co
   const std::vector<ExpectedWeight> expected = expected_weights(config);
   const WeightsLayout layout = lay_out(expected, plan_synthetic_weights(config, exec.device).dtype,
                                        lay_out_int4(expected, config.tied_embeddings, format));
-  Buffer storage(exec.on_cuda() ? Memory::kDevice : Memory::kHost, layout.bytes, "the weights");
+  Buffer storage(memory_of(exec.device), layout.bytes, "the weights");
   std::optional<Quantiser> quantiser;
   if (!layout.int4.parts.empty()) quantiser.emplace(exec, layout.dtype, seed);
   std::vector<PlacedWeight> placed;

@@ -5,11 +5,17 @@
 #include <cstdint>
 #include <string_view>
 
+#include "engine/core/exec.h"
 #include "engine/core/tensor.h"
 
 namespace vesper {
 
 enum class Memory : std::uint8_t { kHost, kPinned, kDevice };
+
+// Where what a device works on lies.
+constexpr Memory memory_of(DeviceKind device) {
+  return device == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost;
+}
 
 // Uninitialised bytes, aligned to 256. Move-only; freed on destruction. Throws a run error that names `what`, the bytes
 // asked for and the bytes free when memory is short.

@@ -207,9 +207,7 @@ TEST_F(EngineTest, ADecodeStepAllocatesNothing) {
 }
 
 TEST_F(EngineTest, HoldsWhatItsPlanSays) {
-  const auto live = [] {
-    return allocation_count(kTestDevice == DeviceKind::kCuda ? Memory::kDevice : Memory::kHost).live_bytes;
-  };
+  const auto live = [] { return allocation_count(memory_of(kTestDevice)).live_bytes; };
   const std::int64_t before = live();
   const Engine engine(kTiny, tiny_options(512, 3), {});
   const std::int64_t held = live() - before;
