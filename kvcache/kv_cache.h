@@ -37,6 +37,7 @@ class KvCache {
 
   // Views of one layer's tiles and side tables.
   [[nodiscard]] const LayerKv& layer(int l) const { return layers_[static_cast<std::size_t>(l)]; }
+  [[nodiscard]] std::span<const LayerKv> layers() const { return layers_; }
 
   // Puts the free pages into an order drawn from `seed`: page tables that are not consecutive, as after many requests.
   void shuffle_free_pages(std::uint64_t seed);

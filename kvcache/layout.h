@@ -20,7 +20,7 @@ struct SideTables {
 // Page bounds in 8 bits (kvcache/side_tables.h).
 inline constexpr int kBoundSpan = 32;   // neighbouring channels that share a scale
 inline constexpr int kBoundZero = 128;  // a code of 0 as it is stored
-constexpr std::int64_t bound_spans(std::int64_t head_dim) {
+VESPER_HD constexpr std::int64_t bound_spans(std::int64_t head_dim) {
   return (head_dim + kBoundSpan - 1) / kBoundSpan;
 }
 

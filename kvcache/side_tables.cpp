@@ -1,16 +1,23 @@
 #include "kvcache/side_tables.h"
 
+#include <algorithm>
+
 namespace vesper {
 
 void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv) {
-  if (kv.bounds.data == nullptr && kv.int8_bounds.data == nullptr && kv.moments.data == nullptr &&
-      kv.int4.data == nullptr) {
-    return;
-  }
+  update_side_tables(exec, batch, {&kv, 1});
+}
+
+void update_side_tables(const Exec& exec, const Batch& batch, std::span<const LayerKv> layers) {
+  const bool any = std::any_of(layers.begin(), layers.end(), [](const LayerKv& kv) {
+    return kv.bounds.data != nullptr || kv.int8_bounds.data != nullptr || kv.moments.data != nullptr ||
+           kv.int4.data != nullptr;
+  });
+  if (!any) return;
   if constexpr (kHaveCuda) {
-    if (exec.on_cuda()) return cuda::update_side_tables(exec, batch, kv);
+    if (exec.on_cuda()) return cuda::update_side_tables(exec, batch, layers);
   }
-  cpu::update_side_tables(batch, kv);
+  for (const LayerKv& kv : layers) cpu::update_side_tables(batch, kv);
 }
 
 Cost side_tables_cost(const KvShape& shape, const SideTables& tables, std::int64_t seqs) {

@@ -1,9 +1,10 @@
 // Facts about stored keys that live beside the pages and move with them. They are rebuilt, for every page that a step
-// writes to, from the page's stored keys, as the second half of the append pass: so they are right after page reuse, at
-// a chunk border in mid-page and after a truncation, without any state of their own.
+// writes to, from the page's stored keys: so they are right after page reuse, at a chunk border in mid-page and after a
+// truncation, without any state of their own.
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "engine/core/cost.h"
 #include "engine/core/exec.h"
@@ -30,6 +31,8 @@ namespace vesper {
 // after rotation have a few channels far larger than the rest (Liu et al., "KIVI", arXiv 2402.02750, section 3): one
 // scale for all would coarsen the others, hence spans, of 32 as in the OCP's microscaling formats.
 void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv);
+// The same of several layers at once: on CUDA one launch for up to 64 of them.
+void update_side_tables(const Exec& exec, const Batch& batch, std::span<const LayerKv> layers);
 
 // Of a decode step: the keys of each sequence's newest page read, its tables written.
 Cost side_tables_cost(const KvShape& shape, const SideTables& tables, std::int64_t seqs);
@@ -38,7 +41,7 @@ namespace cpu {
 void update_side_tables(const Batch& batch, const LayerKv& kv);
 }  // namespace cpu
 namespace cuda {
-void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv);
+void update_side_tables(const Exec& exec, const Batch& batch, std::span<const LayerKv> layers);
 }  // namespace cuda
 
 }  // namespace vesper

@@ -8,16 +8,20 @@
 //
 // Shapes: K [pages, kv_heads, page_tokens, head_dim] in tile order (kvcache/layout.h); tables as in
 //   kvcache/side_tables.h. Any head_dim that the append pass takes, a multiple of 16.
-// Mapping: grid (kv_heads, pages that one sequence's tokens can touch, seqs); a block whose page holds none of them
-//   leaves. Bounds and moments: a thread a channel, down the lines, so that sums have the CPU's order; a warp's 32
-//   channels are those of one scale. Int4: a warp a line, a lane every 32nd pair of channels.
+// Mapping: grid (layers * kv_heads, pages that one sequence's tokens can touch, seqs); a block whose page holds none of
+//   them leaves. Bounds and moments: a thread a channel, down the lines, so that sums have the CPU's order; a warp's 32
+//   channels are those of one scale. Int4: a warp a line, a lane every 32nd pair of channels; blocks are as wide as a
+//   page of 16 lines asks for only where there are int4 keys.
 // Every operation is one IEEE operation, as on the CPU, so both devices write the same bits for the same keys.
 // A decode step rebuilds one page a KV head: its time is that of one load after another, so all lines of a tile are
-//   read at once and no warp has a second line of a page of 16.
+//   read at once and no warp has a second line of a page of 16. Layers whose step does not read its own entries are
+//   written together (attention/attention.h): their addresses are the kernel's parameters, which a graph keeps.
 // Byte bound: K of the touched pages read once, their tables written once. K is read here a second time for int4, from
 //   the first-level cache: a tile is 4 KiB at 16 x 128.
 // Source: bounds, Tang et al., "Quest", arXiv 2406.10774; int4 keys, Lin et al., "Twilight", arXiv 2502.02770; packing
 //   and moments are ours.
+#include <algorithm>
+
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
 #include "engine/core/numeric.cuh"
@@ -27,25 +31,47 @@
 namespace vesper::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kMostThreads = 512;
 constexpr int kWarpThreads = 32;
+constexpr int kMostLayers = 64;  // of a launch: parameters of a kernel are 4 KiB at the most before CUDA 12.1
 constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
+// The keys and tables of one layer, or of one of its pages and KV heads; tables that are not wanted are null.
 template <typename T>
+struct KeyTables {
+  const T* k = nullptr;                 // [page_tokens, head_dim] tiles
+  T* bounds = nullptr;                  // [2, head_dim]
+  std::uint8_t* int8_bounds = nullptr;  // [2, head_dim]
+  bf16* int8_scales = nullptr;          // [2, spans]
+  float* moments = nullptr;             // [2, head_dim]
+  std::uint8_t* int4 = nullptr;         // [page_tokens, head_dim / 2]
+  f16* int4_params = nullptr;           // [page_tokens, {scale, zero}]
+};
+
+template <typename T, int kLayers>
 struct SideArgs {
-  TensorView<const T, 4> k;  // [pages, kv_heads, page_tokens, head_dim] tiles
-  // Those that are not wanted have no data.
-  TensorView<T, 4> bounds;                  // [pages, kv_heads, 2, head_dim]
-  TensorView<std::uint8_t, 4> int8_bounds;  // likewise
-  TensorView<bf16, 4> int8_scales;          // [pages, kv_heads, 2, spans]
-  TensorView<float, 4> moments;             // [pages, kv_heads, 2, head_dim]
-  TensorView<std::uint8_t, 4> int4;         // [pages, kv_heads, page_tokens, head_dim / 2]
-  TensorView<f16, 4> int4_params;           // [pages, kv_heads, page_tokens, {scale, zero}]
+  KeyTables<T> layer[kLayers];
   TensorView<const std::int32_t, 1> positions;
   TensorView<const std::int32_t, 1> query_start;
   TensorView<const std::int32_t, 1> kv_len;
   TensorView<const std::int32_t, 2> page_table;
+  int kv_heads = 0;
+  int page_tokens = 0;
+  int head_dim = 0;
 };
+
+// Of page and KV head number `place` of a layer.
+template <typename T>
+__device__ KeyTables<T> tables_at(const KeyTables<T>& layer, std::int64_t place, int page_tokens, int head_dim) {
+  const auto at = [place](auto* table, int size) { return table == nullptr ? nullptr : table + place * size; };
+  return {.k = layer.k + place * page_tokens * head_dim,
+          .bounds = at(layer.bounds, 2 * head_dim),
+          .int8_bounds = at(layer.int8_bounds, 2 * head_dim),
+          .int8_scales = at(layer.int8_scales, 2 * static_cast<int>(bound_spans(head_dim))),
+          .moments = at(layer.moments, 2 * head_dim),
+          .int4 = at(layer.int4, page_tokens * (head_dim / 2)),
+          .int4_params = at(layer.int4_params, 2 * page_tokens)};
+}
 
 __device__ float warp_least(float x) {
 #pragma unroll
@@ -82,15 +108,15 @@ __device__ int steps_up(float bound, float scale) {
 
 // A warp writes one span in 8 bits, a lane its channel d; lanes behind the last channel hold bounds of zero.
 template <typename T>
-__device__ void write_span(const SideArgs<T>& args, float least, float largest, int head_dim, int page, int g, int d) {
+__device__ void write_span(const KeyTables<T>& to, float least, float largest, int head_dim, int d) {
   const bf16 below = bound_scale(warp_largest(fabsf(least)));
   const bf16 above = bound_scale(warp_largest(fabsf(largest)));
   if (d >= head_dim) return;
-  args.int8_bounds(page, g, 0, d) = static_cast<std::uint8_t>(kBoundZero - steps_up(-least, widen(below)));
-  args.int8_bounds(page, g, 1, d) = static_cast<std::uint8_t>(kBoundZero + steps_up(largest, widen(above)));
+  to.int8_bounds[d] = static_cast<std::uint8_t>(kBoundZero - steps_up(-least, widen(below)));
+  to.int8_bounds[head_dim + d] = static_cast<std::uint8_t>(kBoundZero + steps_up(largest, widen(above)));
   if (d % kBoundSpan != 0) return;
-  args.int8_scales(page, g, 0, d / kBoundSpan) = below;
-  args.int8_scales(page, g, 1, d / kBoundSpan) = above;
+  to.int8_scales[d / kBoundSpan] = below;
+  to.int8_scales[static_cast<int>(bound_spans(head_dim)) + d / kBoundSpan] = above;
 }
 
 // A channel's least and largest key.
@@ -101,8 +127,7 @@ struct Range {
 
 // Bounds and moments of channel d over the first `lines` lines of a tile, kAtOnce of them in flight.
 template <typename T>
-__device__ Range write_channel(const SideArgs<T>& args, const T* tile, int lines, int head_dim, int page, int g,
-                               int d) {
+__device__ Range write_channel(const KeyTables<T>& to, int lines, int head_dim, int d) {
   constexpr int kAtOnce = 16;
   T least = {};
   T largest = {};
@@ -111,7 +136,7 @@ __device__ Range write_channel(const SideArgs<T>& args, const T* tile, int lines
   for (int first = 0; first < lines; first += kAtOnce) {
     T stored[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) stored[i] = tile[tile_offset(min(first + i, lines - 1), d, head_dim)];
+    for (int i = 0; i < kAtOnce; ++i) stored[i] = to.k[tile_offset(min(first + i, lines - 1), d, head_dim)];
     if (first == 0) least = largest = stored[0];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
@@ -123,13 +148,13 @@ __device__ Range write_channel(const SideArgs<T>& args, const T* tile, int lines
       squares = __fadd_rn(squares, __fmul_rn(key, key));
     }
   }
-  if (args.bounds.data() != nullptr) {
-    args.bounds(page, g, 0, d) = least;
-    args.bounds(page, g, 1, d) = largest;
+  if (to.bounds != nullptr) {
+    to.bounds[d] = least;
+    to.bounds[head_dim + d] = largest;
   }
-  if (args.moments.data() != nullptr) {
-    args.moments(page, g, 0, d) = sum;
-    args.moments(page, g, 1, d) = squares;
+  if (to.moments != nullptr) {
+    to.moments[d] = sum;
+    to.moments[head_dim + d] = squares;
   }
   return {widen(least), widen(largest)};
 }
@@ -137,10 +162,10 @@ __device__ Range write_channel(const SideArgs<T>& args, const T* tile, int lines
 // One line in four bits a channel, by one warp. A zero is added to the extremes because of -0: which of +0 and -0 is
 // the extreme must not depend on the order of comparison.
 template <typename T>
-__device__ void write_line(const SideArgs<T>& args, const T* tile, int t, int head_dim, int page, int g) {
+__device__ void write_line(const KeyTables<T>& to, int t, int head_dim) {
   const int lane = static_cast<int>(threadIdx.x % kWarpThreads);
   const auto pair_of = [&](int c) {
-    return widen_pair<T>(*reinterpret_cast<const unsigned*>(tile + tile_offset(t, 2 * c, head_dim)));
+    return widen_pair<T>(*reinterpret_cast<const unsigned*>(to.k + tile_offset(t, 2 * c, head_dim)));
   };
   float least = INFINITY;
   float negated = INFINITY;  // least of -k
@@ -156,78 +181,97 @@ __device__ void write_line(const SideArgs<T>& args, const T* tile, int t, int he
   const float scale = widen(scale_bits);
   for (int c = lane; c < head_dim / 2; c += kWarpThreads) {
     const float2 keys = pair_of(c);
-    args.int4(page, g, t, c) =
+    to.int4[t * (head_dim / 2) + c] =
         static_cast<std::uint8_t>(code_of(keys.x, scale, zero) | (code_of(keys.y, scale, zero) << 4));
   }
   if (lane == 0) {
-    args.int4_params(page, g, t, 0) = scale_bits;
-    args.int4_params(page, g, t, 1) = zero_bits;
+    to.int4_params[2 * t] = scale_bits;
+    to.int4_params[2 * t + 1] = zero_bits;
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) rebuild_side_tables(const __grid_constant__ SideArgs<T> args) {
-  const int g = static_cast<int>(blockIdx.x);
+template <typename T, int kLayers>
+__global__ void __launch_bounds__(kMostThreads) rebuild_side_tables(const __grid_constant__ SideArgs<T, kLayers> args) {
   const int s = static_cast<int>(blockIdx.z);
   let_next_start();
   const int first = args.query_start(s);
   const int last = args.query_start(s + 1) - 1;
-  const int page_tokens = static_cast<int>(args.k.shape(2));
-  const int head_dim = static_cast<int>(args.k.shape(3));
+  const int page_tokens = args.page_tokens;
+  const int head_dim = args.head_dim;
   const int p = first > last ? 0 : args.positions(first) / page_tokens + static_cast<int>(blockIdx.y);
   if (first > last || p > args.positions(last) / page_tokens) return wait_for_previous();
 
-  const int page = args.page_table(s, p);
+  const auto layer = static_cast<int>(blockIdx.x) / args.kv_heads;
+  const auto g = static_cast<int>(blockIdx.x) % args.kv_heads;
+  const std::int64_t place = std::int64_t{args.page_table(s, p)} * args.kv_heads + g;
+  const KeyTables<T> to = tables_at(args.layer[layer], place, page_tokens, head_dim);
   const int lines = min(page_tokens, args.kv_len(s) - p * page_tokens);
+  const auto threads = static_cast<int>(blockDim.x);
   wait_for_previous();
-  const T* tile = &args.k(page, g, 0, 0);
-  const bool in_int8 = args.int8_bounds.data() != nullptr;
-  if (args.bounds.data() != nullptr || args.moments.data() != nullptr || in_int8) {
+  if (to.bounds != nullptr || to.moments != nullptr || to.int8_bounds != nullptr) {
     static_assert(kBoundSpan == kWarpThreads);
     const int lanes_end = (head_dim + kWarpThreads - 1) / kWarpThreads * kWarpThreads;  // whole warps
-    for (int d = static_cast<int>(threadIdx.x); d < lanes_end; d += kThreads) {
+    for (int d = static_cast<int>(threadIdx.x); d < lanes_end; d += threads) {
       Range range;
-      if (d < head_dim) range = write_channel(args, tile, lines, head_dim, page, g, d);
-      if (in_int8) write_span(args, range.least, range.largest, head_dim, page, g, d);
+      if (d < head_dim) range = write_channel(to, lines, head_dim, d);
+      if (to.int8_bounds != nullptr) write_span(to, range.least, range.largest, head_dim, d);
     }
   }
-  if (args.int4.data() != nullptr) {
-    constexpr int kWarps = kThreads / kWarpThreads;
-    for (int t = static_cast<int>(threadIdx.x) / kWarpThreads; t < lines; t += kWarps) {
-      write_line(args, tile, t, head_dim, page, g);
+  if (to.int4 != nullptr) {
+    for (int t = static_cast<int>(threadIdx.x) / kWarpThreads; t < lines; t += threads / kWarpThreads) {
+      write_line(to, t, head_dim);
     }
   }
 }
 
+template <typename T>
+KeyTables<T> tables_of(const LayerKv& kv) {
+  return {.k = static_cast<const T*>(kv.k.data),
+          .bounds = static_cast<T*>(kv.bounds.data),
+          .int8_bounds = static_cast<std::uint8_t*>(kv.int8_bounds.data),
+          .int8_scales = static_cast<bf16*>(kv.int8_scales.data),
+          .moments = static_cast<float*>(kv.moments.data),
+          .int4 = static_cast<std::uint8_t*>(kv.int4.data),
+          .int4_params = static_cast<f16*>(kv.int4_params.data)};
+}
+
+template <typename T, int kLayers>
+void launch_rebuild(const Exec& exec, const Batch& batch, std::span<const LayerKv> layers) {
+  const LayerKv& kv = layers[0];
+  SideArgs<T, kLayers> args;
+  std::transform(layers.begin(), layers.end(), args.layer, tables_of<T>);
+  args.positions = batch.positions;
+  args.query_start = batch.query_start;
+  args.kv_len = batch.kv_len;
+  args.page_table = batch.page_table;
+  args.kv_heads = static_cast<int>(kv.k.shape[1]);
+  args.page_tokens = static_cast<int>(kv.k.shape[2]);
+  args.head_dim = static_cast<int>(kv.k.shape[3]);
+  const int channels = (args.head_dim + kWarpThreads - 1) / kWarpThreads * kWarpThreads;
+  const bool int4 =
+      std::any_of(layers.begin(), layers.end(), [](const LayerKv& layer) { return layer.int4.data != nullptr; });
+  const int threads = int4 ? kMostThreads : std::min(channels, kMostThreads);
+  // Pages that the tokens of one sequence can touch: the first may begin in mid-page.
+  const int pages = (batch.max_query_tokens + args.page_tokens - 2) / args.page_tokens + 1;
+  launch("rebuild_side_tables", rebuild_side_tables<T, kLayers>,
+         {.grid = dim3(static_cast<unsigned>(layers.size()) * static_cast<unsigned>(args.kv_heads),
+                       static_cast<unsigned>(pages), static_cast<unsigned>(batch.seqs)),
+          .block = dim3(static_cast<unsigned>(threads)),
+          .overlap = true},
+         exec.stream, args);
+}
+
 }  // namespace
 
-void update_side_tables(const Exec& exec, const Batch& batch, const LayerKv& kv) {
+void update_side_tables(const Exec& exec, const Batch& batch, std::span<const LayerKv> layers) {
   if (batch.tokens == 0) return;
-  dispatch_16bit(kv.k.dtype, "keeping facts about keys on CUDA", [&](auto element) {
+  dispatch_16bit(layers[0].k.dtype, "keeping facts about keys on CUDA", [&](auto element) {
     using T = decltype(element);
-    SideArgs<T> args;
-    args.k = kv.k.as<const T, 4>();
-    if (kv.bounds.data != nullptr) args.bounds = kv.bounds.as<T, 4>();
-    if (kv.int8_bounds.data != nullptr) {
-      args.int8_bounds = kv.int8_bounds.as<std::uint8_t, 4>();
-      args.int8_scales = kv.int8_scales.as<bf16, 4>();
+    if (layers.size() == 1) return launch_rebuild<T, 1>(exec, batch, layers);
+    for (std::size_t first = 0; first < layers.size(); first += kMostLayers) {
+      launch_rebuild<T, kMostLayers>(exec, batch,
+                                     layers.subspan(first, std::min<std::size_t>(kMostLayers, layers.size() - first)));
     }
-    if (kv.moments.data != nullptr) args.moments = kv.moments.as<float, 4>();
-    if (kv.int4.data != nullptr) {
-      args.int4 = kv.int4.as<std::uint8_t, 4>();
-      args.int4_params = kv.int4_params.as<f16, 4>();
-    }
-    args.positions = batch.positions;
-    args.query_start = batch.query_start;
-    args.kv_len = batch.kv_len;
-    args.page_table = batch.page_table;
-    const auto kv_heads = static_cast<unsigned>(args.k.shape(1));
-    const auto page_tokens = static_cast<int>(args.k.shape(2));
-    // Pages that the tokens of one sequence can touch: the first may begin in mid-page.
-    const auto pages = static_cast<unsigned>((batch.max_query_tokens + page_tokens - 2) / page_tokens + 1);
-    launch("rebuild_side_tables", rebuild_side_tables<T>,
-           {.grid = dim3(kv_heads, pages, static_cast<unsigned>(batch.seqs)), .block = dim3(kThreads), .overlap = true},
-           exec.stream, args);
   });
 }
 

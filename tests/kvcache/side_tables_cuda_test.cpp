@@ -1,6 +1,7 @@
 // Side tables on CUDA against the CPU's, on the same 16-bit keys: the same bits.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -158,6 +159,50 @@ TYPED_TEST(SideTablesCuda, AreTheCpusBitsAfterADecodeStep) {
     const RaggedBatch ragged(random, Phase::kDecode, {1, 15, 16, 17, 1000, 64, 5000}, {1, 1, 1, 1, 1, 1, 1},
                              c.page_tokens);
     check<TypeParam>(c, ragged, random);
+  }
+}
+
+// More layers than one launch takes, all of one kind of tables or of kinds by turns: what a launch for each layer
+// writes.
+TYPED_TEST(SideTablesCuda, OfAllLayersAtOnceAreThoseOfEachAlone) {
+  VESPER_NEEDS_GPU();
+  using T = TypeParam;
+  constexpr std::size_t kLayers = 67;
+  const std::array kinds = {SideTables{.page_bounds = true},    SideTables{.int8_bounds = true},
+                            SideTables{.page_moments = true},   SideTables{.int4_keys = true},
+                            SideTables{true, true, true, true}, SideTables{}};
+  const Stream stream(DeviceKind::kCuda);
+  std::mt19937 random(4);
+  for (const int head_dim : {64, 128}) {
+    for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
+      std::vector<SideTables> tables(kLayers, kinds[kind]);
+      if (kinds[kind] == SideTables{}) {
+        for (std::size_t l = 0; l < kLayers; ++l) tables[l] = kinds[l % kinds.size()];
+      }
+      const RaggedBatch ragged(random, Phase::kDecode, {1, 16, 17, 95}, {1, 1, 1, 1}, 16);
+      const DeviceBatch device(stream, ragged);
+      const KvShape shape{
+          .layers = kLayers, .kv_heads = 3, .head_dim = head_dim, .page_tokens = 16, .dtype = DTypeOf<T>::value};
+      const KvCache at_once(shape, ragged.pages, DeviceKind::kCuda, tables);
+      const KvCache alone(shape, ragged.pages, DeviceKind::kCuda, tables);
+      const std::int64_t bytes = KvCache::bytes(shape, ragged.pages, tables);
+      const Buffer filled = upload_as<T>(stream, random_floats(random, static_cast<std::size_t>(bytes / 2)));
+      for (const KvCache* cache : {&at_once, &alone}) {
+        copy_bytes(stream.exec(), cache->layer(0).k.data, filled.data(), bytes);  // all of its memory
+      }
+      update_side_tables(stream.exec(), device.batch, at_once.layers());
+      for (const LayerKv& kv : alone.layers()) update_side_tables(stream.exec(), device.batch, kv);
+      const auto all_of = [&](const void* memory) {
+        std::vector<std::uint8_t> host(static_cast<std::size_t>(bytes));
+        copy_bytes(stream.exec(), host.data(), memory, bytes);
+        stream.synchronize();
+        return host;
+      };
+      const std::vector<std::uint8_t> found = all_of(at_once.layer(0).k.data);
+      expect_same(found, all_of(alone.layer(0).k.data),
+                  "head_dim " + std::to_string(head_dim) + ", kind " + std::to_string(kind));
+      EXPECT_NE(found, all_of(filled.data()));
+    }
   }
 }
 
