@@ -13,10 +13,6 @@ namespace vesper::cuda {
 //   pages  most pages of a sequence;  entries  most of a list
 int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries);
 
-// Whether attend_chosen leaves the newest page's bounds as update_side_tables does, so that nobody needs to before it:
-// the newest page is on every list, so its bounds are read in later steps only.
-bool writes_page_bounds(const AttentionShape& shape);
-
 // For `cluster` (over 1) blocks a list, of sequences over `dense`.
 //   pages          as select_pages leaves them
 //   q, out, lse    as in attend_selected

@@ -8,7 +8,7 @@
 // Mapping: grid (kv_heads, blocks of a cluster, seqs), a cluster a list. Its blocks of four warps deal out the
 //   sequence's pages in runs, score them, and keep the scores in shared memory. A warp takes tiles of 16 pages of its
 //   block's run; their bounds come through its ring. What fits the rings is on its way before the kernel in front is
-//   done: only the newest page's bounds are younger.
+//   done: only the newest page's bounds are younger, and nobody looks at its score.
 //   The choice: the cluster meets to learn the range of the scores, then how many lie in each of 512 even bins of it
 //   (every block sums all blocks' counts, through distributed shared memory), then the few scores of the bin in which
 //   the list ends, which every warp compares for itself. From the same messages a warp knows how many pages are chosen
@@ -45,8 +45,7 @@ VESPER_HD constexpr int kept_at(int block_pages) {
 template <typename T>
 struct ChosenArgs {
   DecodeArgs<T> decode;
-  T* bounds = nullptr;  // [pages, kv_heads, 2, head_dim]
-  bool writes_bounds = false;
+  const T* bounds = nullptr;  // [pages, kv_heads, 2, head_dim]
   PageBudget budget;
   Selection pages;
   KeptCounters counters;
@@ -193,43 +192,11 @@ __device__ void count_list(const KeptCounters& counters, int g, int count, int k
   add(counters.lists(g), 1);
 }
 
-// The bounds of a page of `lines` keys that lie at shared address `tile`: in their order, so that of keys that compare
-// equal the first's bits are kept, as kvcache/side_tables_cuda.cu keeps them.
-template <typename T, int kHeadDim>
-__device__ void write_page_bounds(unsigned tile, int lines, T* bounds) {
-  constexpr int kOwn = kHeadDim / static_cast<int>(kWarpThreads);  // channels of a lane
-  const int d = this_lane() * kOwn;
-  T least[kOwn];
-  T largest[kOwn];
-  for (int t = 0; t < lines; ++t) {
-    unsigned pairs[kOwn / 2];
-#pragma unroll
-    for (int i = 0; i < kOwn / 2; ++i) {
-      asm volatile("ld.shared.u32 %0, [%1];"
-                   : "=r"(pairs[i])
-                   : "r"(tile + 2U * static_cast<unsigned>(tile_offset(t, d + 2 * i, kHeadDim)))
-                   : "memory");
-    }
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const T key = T{static_cast<decltype(T::bits)>(pairs[i / 2] >> (i % 2 * 16))};
-      if (t == 0 || widen(key) < widen(least[i])) least[i] = key;
-      if (t == 0 || widen(key) > widen(largest[i])) largest[i] = key;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    bounds[d + i] = least[i];
-    bounds[kHeadDim + d + i] = largest[i];
-  }
-}
-
 // Attends to entries [first_entry, last_entry) of the list, whose pages are `kept`; the list's last is the newest page.
 template <typename T, int kHeadDim, int kTiles>
-__device__ void attend_kept(const ChosenArgs<T>& chosen, unsigned char* shared, const std::int32_t* kept,
-                            int first_entry, int last_entry, int count, int kv_len, std::uint64_t& told) {
+__device__ void attend_kept(const DecodeArgs<T>& args, unsigned char* shared, const std::int32_t* kept, int first_entry,
+                            int last_entry, int count, int kv_len, std::uint64_t& told) {
   constexpr int kRing = kSlots<kHeadDim>;
-  const DecodeArgs<T>& args = chosen.decode;
   const int end = (last_entry - first_entry) << args.page_shift;
   const int line_mask = (1 << args.page_shift) - 1;
   const int newest = (count - 1 - first_entry) << args.page_shift;  // the newest page's first key
@@ -272,10 +239,6 @@ __device__ void attend_kept(const ChosenArgs<T>& chosen, unsigned char* shared, 
     queued[kRing - 2] = copy_next();
     if (keys > 0) {
       const unsigned piece = ring + slot * kSlotBytes<kHeadDim>;
-      if (chosen.writes_bounds && key == newest) {  // a page is one piece
-        const std::int64_t page = kept[key >> args.page_shift];
-        write_page_bounds<T, kHeadDim>(piece, keys, chosen.bounds + (page * gridDim.x + blockIdx.x) * 2 * kHeadDim);
-      }
       auto scores = score_piece<T, kHeadDim, kTiles>(q, piece);
       if (keys < kPiece) hide_keys_from(keys, scores);
       take_piece<T, kHeadDim, kTiles>(running, scores, piece, args.scale_log2);
@@ -340,7 +303,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   }
   wait_phase(shared_address(&meeting.kept_told), 0);
   __syncthreads();  // all warps are done with what lies over the rings
-  attend_kept<T, kHeadDim, kTiles>(args, shared, kept, first_entry, last_entry, count, kv_len, told);
+  attend_kept<T, kHeadDim, kTiles>(decode, shared, kept, first_entry, last_entry, count, kv_len, told);
 }
 
 int block_pages_of(int pages, int cluster) {
@@ -363,10 +326,6 @@ void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenAr
 }
 
 }  // namespace
-
-bool writes_page_bounds(const AttentionShape& shape) {
-  return shape.page_tokens == kPiece;
-}
 
 int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries) {
   const std::int64_t lists = std::int64_t{shape.kv_heads} * seqs;
@@ -396,8 +355,7 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
   dispatch_16bit(kv.k.dtype, "attending to chosen pages on CUDA", [&](auto element) {
     using T = decltype(element);
     const ChosenArgs<T> args{.decode = decode_args<T>(shape, q, kv, batch, lengths, cluster, {}, out, lse),
-                             .bounds = static_cast<T*>(kv.bounds.data),
-                             .writes_bounds = writes_page_bounds(shape),
+                             .bounds = static_cast<const T*>(kv.bounds.data),
                              .budget = budget,
                              .pages = pages,
                              .counters = counters,

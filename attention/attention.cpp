@@ -128,6 +128,8 @@ ModelAttention::ModelAttention(const AttentionConfig& config, const AttentionLim
     const auto number = std::find(distinct.begin(), distinct.end(), layer) - distinct.begin();
     of_layer_.push_back(backends_[static_cast<std::size_t>(number)].get());
   }
+  unfinished_.reserve(config.layers.size());
+  unfinished_kv_.reserve(config.layers.size());
   reset_totals(exec);
 }
 
@@ -166,22 +168,46 @@ void ModelAttention::count_step(const Batch& batch) {
   }
 }
 
+void ModelAttention::begin_append(const Exec& exec, const StageOwner& owner, const Batch& batch) const {
+  if (!mark_) return;
+  const KvShape shape{.layers = 1,
+                      .kv_heads = limits_.shape.kv_heads,
+                      .head_dim = limits_.shape.head_dim,
+                      .page_tokens = limits_.shape.page_tokens,
+                      .dtype = limits_.dtype};
+  Cost sum;
+  for (const int layer : owner.sharers.empty() ? std::span(&owner.layer, 1) : owner.sharers) {
+    const Cost cost = side_tables_cost(shape, tables_[static_cast<std::size_t>(layer)], batch.seqs);
+    sum.bytes += cost.bytes;
+    sum.flops += cost.flops;
+  }
+  mark_(exec, owner, "append", [sum] { return sum; });
+}
+
+bool ModelAttention::waits_for_tables(int layer) const {
+  return of_layer_[static_cast<std::size_t>(layer)]->needs_newest_entries();
+}
+
 void ModelAttention::update_tables(const Exec& exec, int layer, const LayerKv& kv, const Batch& batch) const {
-  SideTables tables = tables_[static_cast<std::size_t>(layer)];
-  LayerKv tables_of = written(batch.phase, layer, kv);
-  if (batch.phase == Phase::kDecode && of_layer_[static_cast<std::size_t>(layer)]->writes_page_bounds(exec, batch)) {
-    tables.page_bounds = false;
-    tables_of.bounds = {};
+  if (batch.phase == Phase::kDecode && !waits_for_tables(layer)) return;
+  if (tables_[static_cast<std::size_t>(layer)] != SideTables{}) begin_append(exec, {.layer = layer}, batch);
+  update_side_tables(exec, batch, written(batch.phase, layer, kv));
+}
+
+void ModelAttention::finish_tables(const Exec& exec, std::span<const LayerKv> layers, const Batch& batch) {
+  if (batch.phase == Phase::kPrefill) return;
+  unfinished_.clear();
+  unfinished_kv_.clear();
+  for (int layer = 0; layer < static_cast<int>(layers.size()); ++layer) {
+    if (tables_[static_cast<std::size_t>(layer)] == SideTables{} || waits_for_tables(layer)) continue;
+    unfinished_.push_back(layer);
+    unfinished_kv_.push_back(written(batch.phase, layer, layers[static_cast<std::size_t>(layer)]));
   }
-  if (mark_ && tables != SideTables{}) {
-    const KvShape shape{.layers = 1,
-                        .kv_heads = limits_.shape.kv_heads,
-                        .head_dim = limits_.shape.head_dim,
-                        .page_tokens = limits_.shape.page_tokens,
-                        .dtype = limits_.dtype};
-    mark_(exec, layer, "append", [=, seqs = batch.seqs] { return side_tables_cost(shape, tables, seqs); });
-  }
-  update_side_tables(exec, batch, tables_of);
+  if (unfinished_.empty()) return;
+  const StageOwner all{.layer = unfinished_.front(), .sharers = unfinished_};
+  begin_append(exec, all, batch);
+  update_side_tables(exec, batch, unfinished_kv_);
+  if (mark_) mark_(exec, all, {}, {});
 }
 
 void ModelAttention::run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch,
@@ -189,7 +215,7 @@ void ModelAttention::run(const Exec& exec, int layer, const TensorRef& q, const 
   if (batch.phase == Phase::kPrefill) return attend_prefill(exec, limits_.shape, q, kv, batch, out);
   AttentionBackend& backend = *of_layer_[static_cast<std::size_t>(layer)];
   backend.run(exec, {.number = layer, .kv = kv, .counters = counters(layer), .mark = &mark_}, q, batch, out, lse);
-  if (mark_) mark_(exec, layer, {}, {});
+  if (mark_) mark_(exec, {.layer = layer}, {}, {});
   if (!probe_) return;
   probe_(exec, {.number = layer,
                 .q = q,

@@ -55,7 +55,7 @@ struct AttendLayer {
   // Every stage of a backend begins with this. `cost` is a StageCost that holds what it needs by value.
   template <typename CostOf>
   void begin_stage(const Exec& exec, std::string_view stage, CostOf cost) const {
-    if (mark != nullptr && *mark) (*mark)(exec, number, stage, StageCost(std::move(cost)));
+    if (mark != nullptr && *mark) (*mark)(exec, {.layer = number}, stage, StageCost(std::move(cost)));
   }
 };
 
@@ -84,9 +84,9 @@ class AttentionBackend {
   [[nodiscard]] virtual unsigned planned_work() const { return 1; }
   // Sequences of at most so many tokens attend dense.
   [[nodiscard]] virtual DenseLimit dense_limit() const { return {INT32_MAX}; }
-  // Whether run() itself, in the planned decode step, leaves the page bounds of all sequences as update_side_tables
-  // does.
-  [[nodiscard]] virtual bool writes_page_bounds(const Exec& /*exec*/, const Batch& /*batch*/) const { return false; }
+  // Whether what run() leaves depends, in the planned step, on the side tables' entries of the step's own tokens: then
+  // they must be up to date before it. Else run() may meet whatever the page's last owner left there.
+  [[nodiscard]] virtual bool needs_newest_entries() const { return false; }
   // Bytes of side tables and of keys read for scores alone that one layer of the planned step reads.
   [[nodiscard]] virtual std::int64_t metadata_bytes() const { return 0; }
 };
@@ -162,7 +162,7 @@ class ModelAttention {
   [[nodiscard]] std::vector<unsigned> plan_key() const;
   // Adds the planned decode step to the totals' host side. Once a step, whether run or replayed.
   void count_step(const Batch& batch);
-  // A layer, after update_tables.
+  // A layer, after update_tables. Behind the last layer of a step finish_tables.
   //   q, out [tokens, heads * head_dim];  lse [seqs, heads], decode only, is written where its data is not null
   void run(const Exec& exec, int layer, const TensorRef& q, const LayerKv& kv, const Batch& batch, const TensorRef& out,
            TensorView<float, 2> lse = {});
@@ -176,9 +176,13 @@ class ModelAttention {
   // queue events on the step's stream; an empty one ends that.
   void set_stage_mark(StageMark mark) { mark_ = std::move(mark); }
   [[nodiscard]] bool has_stage_mark() const { return static_cast<bool>(mark_); }
-  // The stage before run(), "append": the side tables of the step's own tokens, where the layer's backend reads any
-  // that run() does not write itself.
+  // The stage before run(), "append": the side tables of the step's own tokens, in a prefill step and where the
+  // layer's backend needs them in this very step.
   void update_tables(const Exec& exec, int layer, const LayerKv& kv, const Batch& batch) const;
+  // Behind the last layer: those of all other layers at once, in one stage that they share, instead of one launch a
+  // layer for which its attention would have to wait. After it the tables hold every token of the step.
+  //   layers: of the whole cache
+  void finish_tables(const Exec& exec, std::span<const LayerKv> layers, const Batch& batch);
 
   // From now on `probe` looks at every layer of a decode step after it ran, and may queue work and wait; an empty one
   // ends that. A step that is replayed from a graph runs on the device alone, unseen:
@@ -195,6 +199,8 @@ class ModelAttention {
 
  private:
   [[nodiscard]] LayerCounters counters(int layer) const;
+  void begin_append(const Exec& exec, const StageOwner& owner, const Batch& batch) const;
+  [[nodiscard]] bool waits_for_tables(int layer) const;
 
   AttentionConfig config_;
   AttentionLimits limits_;
@@ -205,6 +211,8 @@ class ModelAttention {
   AttentionProbe probe_;
   StageMark mark_;
   std::vector<SideTables> tables_;  // that each layer's backend reads
+  std::vector<int> unfinished_;     // what finish_tables writes
+  std::vector<LayerKv> unfinished_kv_;
 };
 
 }  // namespace vesper

@@ -88,13 +88,8 @@ class Quest final : public SparseAttention {
     return 1;
   }
 
-  // Of sequences that attend dense nobody else would.
-  [[nodiscard]] bool writes_page_bounds(const Exec& exec, const Batch& batch) const override {
-    if constexpr (kHaveCuda) {
-      return all_sparse() && cluster_of(exec, batch) > 1 && cuda::writes_page_bounds(limits().shape);
-    }
-    return false;
-  }
+  // The newest page is on every list: select_pages does not look at its score.
+  [[nodiscard]] bool chooses_by_newest_entries() const override { return false; }
 
   void attend(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch, const Selection& list,
               const TensorRef& out, TensorView<float, 2> lse, const KeptCounters& counters) override {

@@ -70,6 +70,7 @@ class SparseAttention : public AttentionBackend {
   [[nodiscard]] unsigned planned_work() const final { return (any_dense_ ? 1U : 0U) + (any_sparse_ ? 2U : 0U); }
   [[nodiscard]] DenseLimit dense_limit() const final { return dense_limit_; }
   [[nodiscard]] std::int64_t metadata_bytes() const final { return metadata_bytes_; }
+  [[nodiscard]] bool needs_newest_entries() const final { return any_sparse_ && chooses_by_newest_entries(); }
 
  protected:
   // `scratch`: of the largest step, as the backend's own layout counts it. `min_entries`: of a split of a list.
@@ -77,12 +78,12 @@ class SparseAttention : public AttentionBackend {
   SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch, int min_entries,
                   bool differ);
 
-  // Whether no sequence of the planned step attends dense.
-  [[nodiscard]] bool all_sparse() const { return any_sparse_ && !any_dense_; }
-
   // Makes the lists of one layer.
   virtual MadeLists select(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
                            ScratchCarver& scratch) = 0;
+  // Whether lists depend on the side tables' entries of the newest token of a sequence over dense_limit(), or on those
+  // of its page.
+  [[nodiscard]] virtual bool chooses_by_newest_entries() const = 0;
   // Bytes read for one KV head of one layer to choose among `tokens` tokens.
   [[nodiscard]] virtual std::int64_t scoring_bytes(int tokens) const = 0;
 

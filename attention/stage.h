@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string_view>
 
 #include "engine/core/cost.h"
@@ -13,9 +14,16 @@ namespace vesper {
 // called, if at all, after the stage's own work was queued and before that of the next.
 using StageCost = std::function<Cost()>;
 
-// Called where a stage begins; it ends where the layer's next one begins, or where `stage` is empty: then the layer's
-// attention has ended. Names are those of the work that is queued, joined by '+' where one launch does what elsewhere
-// takes several ("score+select").
-using StageMark = std::function<void(const Exec& exec, int layer, std::string_view stage, const StageCost& cost)>;
+// Whose stage it is: a layer's own, or one of several layers at once, behind the last layer of the step.
+struct StageOwner {
+  int layer = 0;                      // of several: the first
+  std::span<const int> sharers = {};  // all of several; empty where it is the layer's own
+};
+
+// Called where a stage begins; it ends where the owner's next one begins, or where `stage` is empty: then the layer's
+// attention has ended, or the shared stage. Names are those of the work that is queued, joined by '+' where one launch
+// does what elsewhere takes several ("score+select").
+using StageMark =
+    std::function<void(const Exec& exec, const StageOwner& owner, std::string_view stage, const StageCost& cost)>;
 
 }  // namespace vesper

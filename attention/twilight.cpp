@@ -88,6 +88,10 @@ class Twilight final : public SparseAttention {
     return {.list = scratch.tokens, .guard_hits = {}};
   }
 
+  // The newest token's weight is a part of the softmax that top-p cuts; its page is always the base's, so of page
+  // bounds the newest do not matter.
+  [[nodiscard]] bool chooses_by_newest_entries() const override { return config_.scores == KeySource::kInt4; }
+
   [[nodiscard]] std::int64_t scoring_bytes(int tokens) const override {
     const AttentionShape& shape = limits().shape;
     if (config_.dense_base) return token_scoring_bytes(config_.scores, limits(), tokens);

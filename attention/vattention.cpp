@@ -120,6 +120,13 @@ class VAttention final : public SparseAttention {
                    scratch_.sampled, out, lse, counters);
   }
 
+  // Tokens of the newest page are candidates of top-k, by its score, where the window does not cover it. The newest
+  // token itself never is, and of int4 keys the others' rows are older.
+  [[nodiscard]] bool chooses_by_newest_entries() const override {
+    const int window = tokens_of(config_.window_tokens, dense_limit().tokens + 1);  // the shortest
+    return config_.top_k_by == TopKBy::kQuest && window < limits().shape.page_tokens;
+  }
+
   [[nodiscard]] std::int64_t scoring_bytes(int tokens) const override {
     switch (config_.top_k_by) {
       case TopKBy::kQuest:

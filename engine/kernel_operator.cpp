@@ -52,6 +52,7 @@ class Operators {
   void queue(ModelAttention& attention, int turn) {
     attention.update_tables(exec_, turn, world_.kv(turn), world_.decode());
     attention.run(exec_, turn, world_.q(turn), world_.kv(turn), world_.decode(), world_.out(turn), world_.lse(turn));
+    if (turn == world_.turns() - 1) attention.finish_tables(exec_, world_.layers(), world_.decode());
   }
   void queue_all(ModelAttention& attention) {
     for (int turn = 0; turn < world_.turns(); ++turn) queue(attention, turn);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "attention/sparse.h"
@@ -46,7 +47,8 @@ class KernelWorld {
 
   [[nodiscard]] const Batch& decode() const { return decode_; }  // its newest token is the context's last
   [[nodiscard]] const LayerKv& kv(int turn) const { return cache_.layer(turn); }
-  [[nodiscard]] TensorRef q(int turn) const;               // [seqs, heads * head_dim]
+  [[nodiscard]] std::span<const LayerKv> layers() const { return cache_.layers(); }  // of all turns
+  [[nodiscard]] TensorRef q(int turn) const;                                         // [seqs, heads * head_dim]
   [[nodiscard]] TensorRef qkv() const;                     // [seqs, (heads + 2 kv_heads) * head_dim]
   [[nodiscard]] TensorRef out(int turn) const;             // as q
   [[nodiscard]] TensorView<float, 2> lse(int turn) const;  // [seqs, heads]

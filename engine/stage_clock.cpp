@@ -8,7 +8,8 @@
 namespace vesper {
 namespace {
 
-constexpr std::size_t kMostMarks = 16;  // of a layer: more than any backend's stages and the end
+constexpr std::size_t kMostMarks = 16;           // of a layer: more than any backend's stages and the end, and then
+constexpr std::size_t kShared = kMostMarks - 2;  // the begin and the end of a shared stage
 
 // The mean over layers of each step, then the median.
 double median_of_means(const std::vector<const std::vector<double>*>& layers) {
@@ -33,28 +34,49 @@ StageClock::StageClock(DeviceKind device, int layers, bool inner)
 }
 
 StageMark StageClock::mark() {
-  return [this](const Exec& exec, int layer, std::string_view stage, const StageCost& cost) {
-    take(exec, layer, stage, cost);
+  return [this](const Exec& exec, const StageOwner& owner, std::string_view stage, const StageCost& cost) {
+    take(exec, owner, stage, cost);
   };
 }
 
-void StageClock::take(const Exec& exec, int number, std::string_view stage, const StageCost& cost) {
-  Layer& layer = layers_[static_cast<std::size_t>(number)];
-  if (asks_ && pending_) layer.costs.push_back(pending_());
+void StageClock::take(const Exec& exec, const StageOwner& owner, std::string_view stage, const StageCost& cost) {
+  Layer& layer = layers_[static_cast<std::size_t>(owner.layer)];
+  const std::optional<Cost> ended = asks_ && pending_ ? std::optional(pending_()) : std::nullopt;
   pending_ = asks_ && !stage.empty() ? cost : StageCost{};
+  if (!owner.sharers.empty()) return take_shared(exec, owner, stage, ended);
+  if (ended) layer.costs.push_back(*ended);
   if (!layer.open) {
     layer.stages.clear();
-    if (asks_) layer.costs.clear();
+    layer.shared.clear();
+    if (asks_) {
+      layer.costs.clear();
+      layer.shared_cost = {};
+    }
   }
   const bool first = !layer.open;
   layer.open = !stage.empty();
   if (layer.open) layer.stages.emplace_back(stage);
   if (!first && !inner_ && layer.open) return;
-  const std::size_t at =
-      static_cast<std::size_t>(number) * kMostMarks + (inner_       ? layer.stages.size() - (layer.open ? 1 : 0)
-                                                       : layer.open ? 0
-                                                                    : 1);
-  assert(layer.stages.size() < kMostMarks);
+  assert(layer.stages.size() < kShared);
+  record(exec, owner.layer, inner_ ? layer.stages.size() - (layer.open ? 1 : 0) : layer.open ? 0 : 1);
+}
+
+void StageClock::take_shared(const Exec& exec, const StageOwner& owner, std::string_view stage,
+                             const std::optional<Cost>& ended) {
+  const auto count = static_cast<std::int64_t>(owner.sharers.size());
+  for (const int sharer : owner.sharers) {
+    Layer& layer = layers_[static_cast<std::size_t>(sharer)];
+    if (ended) layer.shared_cost = {.bytes = ended->bytes / count, .flops = ended->flops / count};
+    if (stage.empty()) continue;
+    layer.shared = stage;
+    layer.first_sharer = owner.layer;
+    layer.sharers = static_cast<int>(count);
+  }
+  record(exec, owner.layer, stage.empty() ? kShared + 1 : kShared);
+}
+
+void StageClock::record(const Exec& exec, int number, std::size_t mark) {
+  const std::size_t at = static_cast<std::size_t>(number) * kMostMarks + mark;
   if (cuda_) {
     events_[at].record(exec);
   } else {
@@ -72,6 +94,11 @@ void StageClock::read() {
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     Layer& layer = layers_[l];
     layer.whole.push_back(between(l, 0, inner_ ? layer.stages.size() : 1));
+    if (!layer.shared.empty()) {
+      const auto first = static_cast<std::size_t>(layer.first_sharer);
+      layer.shared_seconds.push_back(between(first, kShared, kShared + 1) / layer.sharers);
+      layer.whole.back() += layer.shared_seconds.back();
+    }
     if (!inner_) continue;
     layer.seconds.resize(layer.stages.size());
     for (std::size_t i = 0; i < layer.stages.size(); ++i) layer.seconds[i].push_back(between(l, i, i + 1));
@@ -113,7 +140,7 @@ std::vector<StageFigure> StageClock::figures(const std::vector<BackendConfig>& b
     figure(
         "all", [](const Layer& layer) { return &layer.whole; },
         [](const Layer& layer) {
-          Cost sum;
+          Cost sum = layer.shared_cost;
           for (const Cost& cost : layer.costs) {
             sum.bytes += cost.bytes;
             sum.flops += cost.flops;
@@ -124,6 +151,11 @@ std::vector<StageFigure> StageClock::figures(const std::vector<BackendConfig>& b
       figure(
           own.front()->stages[i], [i](const Layer& layer) { return &layer.seconds[i]; },
           [i](const Layer& layer) { return i < layer.costs.size() ? layer.costs[i] : Cost{}; });
+    }
+    if (inner_ && !own.front()->shared.empty()) {
+      figure(
+          own.front()->shared, [](const Layer& layer) { return &layer.shared_seconds; },
+          [](const Layer& layer) { return layer.shared_cost; });
     }
   }
   return figures;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,7 +13,7 @@
 namespace vesper {
 
 // A stage of the layers that share a backend and its settings; the stage "all" is their whole attention, from the first
-// stage to the end of the last.
+// stage to the end of the last, and their part of the stage that they share (StageOwner), if there is one.
 struct StageFigure {
   std::string backend;
   std::string stage;
@@ -55,9 +56,17 @@ class StageClock {
     std::vector<std::vector<double>> seconds;  // [stages][steps read]
     std::vector<double> whole;                 // [steps read]
     bool open = false;
+    // The stage that this layer shares with others, in the last step that was marked; cost and time are its part.
+    std::string shared;
+    int first_sharer = 0;
+    int sharers = 0;
+    Cost shared_cost;
+    std::vector<double> shared_seconds;  // [steps read]; none where nothing was shared
   };
 
-  void take(const Exec& exec, int layer, std::string_view stage, const StageCost& cost);
+  void take(const Exec& exec, const StageOwner& owner, std::string_view stage, const StageCost& cost);
+  void take_shared(const Exec& exec, const StageOwner& owner, std::string_view stage, const std::optional<Cost>& ended);
+  void record(const Exec& exec, int layer, std::size_t mark);
   [[nodiscard]] double between(std::size_t layer, std::size_t from, std::size_t to) const;
 
   bool cuda_;

@@ -102,6 +102,7 @@ void Decoder::forward(const Exec& exec, ModelAttention& attention, const Batch& 
     // And here.
     stream.addend = partial;
   }
+  attention.finish_tables(exec, cache_.layers(), batch);
   stream.enter(exec, weights_.final_norm, config_.rms_eps, normed);
 }
 

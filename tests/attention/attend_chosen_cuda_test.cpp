@@ -7,13 +7,11 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "attention/attend_selected.h"
-#include "kvcache/side_tables.h"
 #include "tests/attention/attend_world.h"
 #include "tests/attention/page_lists.h"
 #include "tests/gpu.h"
@@ -98,16 +96,6 @@ class ChosenWorld {
         });
   }
 
-  // What is left of the newest pages' bounds by attend_chosen, and by update_side_tables.
-  std::vector<float> bounds_in_one() {
-    (void)in_one({.tokens = {160.0}}, GroupScore::kMax, {0}, 4);
-    return download_floats<T>(stream_, bounds_, bound_elements());
-  }
-  std::vector<float> bounds_by_update() {
-    update_side_tables(stream_.exec(), device_.batch, kv());
-    return download_floats<T>(stream_, bounds_, bound_elements());
-  }
-
   void check(const PageBudget& budget, GroupScore group_score, DenseLimit dense, const std::string& what) {
     for (const int cluster : {2, 4, 8}) {
       const Found expected = in_two(budget, group_score, dense, cluster);
@@ -156,7 +144,6 @@ class ChosenWorld {
   [[nodiscard]] std::size_t elements(int lines) const {
     return rows() * static_cast<std::size_t>(lines) * static_cast<std::size_t>(shape_.head_dim);
   }
-  [[nodiscard]] std::size_t bound_elements() const { return rows() * static_cast<std::size_t>(2 * shape_.head_dim); }
   [[nodiscard]] std::size_t query_elements() const {
     return static_cast<std::size_t>(ragged_.batch.seqs) * static_cast<std::size_t>(shape_.heads * shape_.head_dim);
   }
@@ -215,20 +202,6 @@ TYPED_TEST(AttendChosenCuda, ScoresThatAreEqualFarOffOrNoNumbers) {
     for (const PageBudget& budget : kBudgets) {
       world.check(budget, GroupScore::kMax, {0}, "bounds " + std::to_string(static_cast<int>(kind)));
     }
-  }
-}
-
-TYPED_TEST(AttendChosenCuda, WritesTheNewestPagesBounds) {
-  VESPER_NEEDS_GPU();
-  if (!has_clusters()) GTEST_SKIP() << "this GPU has no clusters";
-  for (const int head_dim : {64, 128}) {
-    const auto world = [&] {
-      std::mt19937 random(4);
-      return std::make_unique<ChosenWorld<TypeParam>>(random, make_shape(3, 2, head_dim, 16),
-                                                      std::vector<int>{1, 15, 16, 17, 1023, 5000}, Bounds::kRandom);
-    };
-    ASSERT_TRUE(cuda::writes_page_bounds(make_shape(3, 2, head_dim, 16)));
-    EXPECT_EQ(world()->bounds_in_one(), world()->bounds_by_update());
   }
 }
 
