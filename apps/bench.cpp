@@ -132,7 +132,18 @@ void check_stages(const BenchOptions& options) {
   refuse({"reading --stages", "CSV, a line a row", "Markdown or JSON, which hold stages too", ""});
 }
 
-int run(const BenchOptions& options) {
+// A flag that the run would not read is no wish to be passed over.
+void check_fill_flags(const CLI::App& app, const BenchOptions& options) {
+  if (options.kernels || options.fill == "synthetic") return;
+  for (const char* flag : {"--sigma", "--locality"}) {
+    if (app.count(flag) == 0) continue;
+    refuse({fmt::format("reading {}", flag), "--fill prefill, whose keys the model makes", "--fill synthetic",
+            fmt::format("add --fill synthetic or leave {} out", flag)});
+  }
+}
+
+int run(const CLI::App& app, const BenchOptions& options) {
+  check_fill_flags(app, options);
   check_save_path(options.save);
   check_stages(options);
   if (options.kernels) return run_kernels(options);
@@ -219,6 +230,10 @@ void add_output_flags(CLI::App& app, BenchOptions& options) {
       app.add_flag("--kernels", options.kernels,
                    "Measure every kernel alone instead of decode steps, at the shapes of --context and --batch")
           ->group(kInputFlags);
+  // What describes a step's run says nothing about a kernel alone.
+  for (const char* flag : {"--attention", "--weights", "--baseline", "--fill", "--max-tokens", "--repeats"}) {
+    kernels->excludes(app.get_option(flag));
+  }
   auto* crossover =
       app.add_flag("--crossover", options.crossover,
                    "Find the context from which on each sparse attention's step is faster than the dense one, between "
@@ -274,7 +289,7 @@ Command make_bench(CLI::App& root) {
   add_hardware_flags(*app, options->model);
   add_prefill_chunk_flag(*app, options->model);
   add_seed_flag(*app, options->model, "Of drawn weights, ids, keys and page tables", kRunFlags);
-  return Command{app, [options] { return run(*options); }};
+  return Command{app, [app, options] { return run(*app, *options); }};
 }
 
 }  // namespace vesper

@@ -117,29 +117,35 @@ Command make_compare(CLI::App& root) {
       "    --with twilight --with vattention:epsilon=0.1,delta=0.1");
   auto options = std::make_shared<CompareOptions>();
   add_model_flag(*app, options->model.model);
-  auto* prompt = app->add_option("--prompt", options->sources.prompt, "The prompt")->type_name("TEXT");
+  auto* prompt =
+      app->add_option("--prompt", options->sources.prompt, "The prompt")->type_name("TEXT")->group(kPromptFlags);
   app->add_option("--prompt-file", options->sources.prompt_file, "A file that holds it; without either, stdin is read")
       ->check(some_text())
       ->type_name("FILE")
+      ->group(kPromptFlags)
       ->excludes(prompt);
   app->add_option("--with", options->others, "A further attention, as --attention; may be given several times")
       ->check(some_text())
       ->allow_extra_args(false)
-      ->type_name("FILE|SPEC");
+      ->type_name("FILE|SPEC")
+      ->group(kRunFlags);
   app->add_option("--max-tokens", options->max_tokens, "Tokens to generate at most, under each attention")
       ->check(whole_number(1, kMaxTokens))
       ->capture_default_str()
-      ->type_name("N");
+      ->type_name("N")
+      ->group(kAnswerFlags);
   app->add_option("--stop", options->stop, "End before this text; may be given several times")
       ->check(some_text())
       ->allow_extra_args(false)
-      ->type_name("TEXT");
+      ->type_name("TEXT")
+      ->group(kAnswerFlags);
   app->add_option("--decode-last", options->decode_last,
                   "The prompt's last N tokens go through decode, under each attention; the others are prefilled once")
       ->check(whole_number(1, kMaxTokens))
       ->capture_default_str()
-      ->type_name("N");
-  app->add_flag("--json", options->json, "Print one JSON document");
+      ->type_name("N")
+      ->group(kRunFlags);
+  app->add_flag("--json", options->json, "Print one JSON document")->group(kAnswerFlags);
   add_engine_flags(*app, options->model);
   return Command{app, [app, options] { return run_compare(*app, *options); }};
 }

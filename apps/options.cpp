@@ -67,8 +67,7 @@ CLI::Validator some_text() {
 void add_model_flag(CLI::App& app, std::string& model) {
   app.add_option("--model", model,
                  "Folder of a Hugging Face Llama checkpoint (config.json, safetensors, a tokenizer), or "
-                 "synthetic:NAME for a shape of configs/models with random weights: llama-2-7b, llama-3.1-8b, "
-                 "llama-3.2-1b, tiny")
+                 "synthetic:NAME for a shape of configs/models with random weights, as in synthetic:llama-3.1-8b")
       ->required()
       ->type_name("DIR")
       ->group(kModelFlags);

@@ -1,5 +1,6 @@
 #include "engine/core/json.h"
 
+#include <filesystem>
 #include <fstream>
 #include <utility>
 #include <vector>
@@ -95,6 +96,9 @@ nlohmann::json read_json_file(const std::string& path, std::int64_t max_bytes) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) refuse({"reading " + path, "a file that cannot be opened", "a readable JSON file", "check the path"});
   const std::int64_t bytes = file.tellg();
+  if (std::filesystem::is_directory(path)) {  // opens, and tells a length of 2^63 - 1
+    refuse({"reading " + path, "a folder", "a readable JSON file", "check the path"});
+  }
   if (bytes > max_bytes) {
     refuse({"reading " + path, std::to_string(bytes) + " bytes", "at most " + std::to_string(max_bytes), ""});
   }

@@ -19,6 +19,12 @@ std::vector<std::string> bench(const std::vector<std::string>& more) {
   return arguments;
 }
 
+std::vector<std::string> kernels(const std::vector<std::string>& more) {
+  std::vector<std::string> arguments = {"bench", "--model", "synthetic:tiny", "--device", "cpu", "--kernels"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
 std::string text_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
@@ -88,7 +94,7 @@ TEST(BenchCommand, WeightFormatsAreMeasuredOneAfterTheOther) {
 }
 
 TEST(BenchCommand, KernelsAreCheckedAgainstTheCpu) {
-  const Json document = Json::parse(run_well(bench({"--context", "1k", "--kernels", "--json"})).out);
+  const Json document = Json::parse(run_well(kernels({"--context", "1k", "--json"})).out);
   std::vector<std::string> stages;
   for (const Json& row : document.at("kernels")) {
     stages.push_back(row.at("stage"));
@@ -103,12 +109,11 @@ TEST(BenchCommand, KernelsAreCheckedAgainstTheCpu) {
 }
 
 TEST(BenchCommand, OnlyTheFamiliesAskedForAreMeasured) {
-  const Json document = Json::parse(run_well(bench({"--context", "1k", "--kernels", "--only", "dense", "--json"})).out);
+  const Json document = Json::parse(run_well(kernels({"--context", "1k", "--only", "dense", "--json"})).out);
   ASSERT_EQ(document.at("kernels").size(), 1U);
   EXPECT_EQ(document.at("kernels")[0].at("kernel"), "dense");
-  EXPECT_NE(
-      refused(bench({"--context", "1k", "--kernels", "--only", "dance"})).find("expected one of products, append"),
-      std::string::npos);
+  EXPECT_NE(refused(kernels({"--context", "1k", "--only", "dance"})).find("expected one of products, append"),
+            std::string::npos);
   EXPECT_NE(refused(bench({"--context", "1k", "--only", "dense"})).find("--kernels"), std::string::npos);
 }
 
@@ -162,11 +167,18 @@ TEST(BenchCommand, WhatCannotBeMeasuredIsRefused) {
   EXPECT_EQ(refused(bench({"--context", "64", "--attention", "dense", "quest", "--baseline", "twilight"})),
             "error: reading --baseline: found \"twilight\", expected one of --attention: dense, quest");
   EXPECT_NE(refused(bench({"--context", "64", "--attention", "dense", "nearest"})).find("nearest"), std::string::npos);
-  EXPECT_NE(refused(bench({"--context", "64", "--sigma", "5:1"})).find("the lesser first"), std::string::npos);
+  EXPECT_NE(refused(bench({"--context", "64", "--fill", "synthetic", "--sigma", "5:1"})).find("the lesser first"),
+            std::string::npos);
+  EXPECT_NE(refused(bench({"--context", "64", "--sigma", "4"})).find("add --fill synthetic"), std::string::npos);
+  EXPECT_NE(refused(bench({"--context", "64", "--locality", "0"})).find("add --fill synthetic"), std::string::npos);
+  for (const char* flag : {"--attention", "--weights", "--fill", "--max-tokens"}) {
+    const char* value = std::string(flag) == "--weights" ? "int4" : std::string(flag) == "--fill" ? "synthetic" : "2";
+    EXPECT_NE(refused(kernels({flag, value})).find("expected only one of them"), std::string::npos) << flag;
+  }
   EXPECT_NE(refused(bench({"--context", "64", "--save", "figures.txt"})).find(".md, .csv or .json"), std::string::npos);
   EXPECT_NE(refused(bench({"--context", "64", "--json", "--csv"})).find("expected only one of them"),
             std::string::npos);
-  EXPECT_NE(refused(bench({"--context", "64", "--kernels"})).find("at least 1024"), std::string::npos);
+  EXPECT_NE(refused(kernels({"--context", "64"})).find("at least 1024"), std::string::npos);
   EXPECT_NE(refused(bench({"--context", "64", "--stages", "--csv"})).find("Markdown or JSON"), std::string::npos);
   EXPECT_NE(refused(bench({"--context", "64", "--crossover"})).find("the least and the largest"), std::string::npos);
   EXPECT_NE(refused(bench({"--context", "64,128", "--crossover"})).find("dense alone"), std::string::npos);

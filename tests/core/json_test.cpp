@@ -49,6 +49,15 @@ TEST(Json, NamesAMissingFile) {
   }
 }
 
+TEST(Json, NamesAFolder) {
+  try {
+    (void)read_json_file("/");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("reading /: found a folder"), std::string::npos) << error.what();
+  }
+}
+
 TEST(Json, QuotesNamesSafely) {
   EXPECT_EQ(in_quotes("model.norm.weight"), "\"model.norm.weight\"");
   EXPECT_EQ(in_quotes("a\x1b[2J\n\"b"), "\"a\\u001b[2J\\n\\\"b\"");
