@@ -1,15 +1,19 @@
 // The vesper command: a table of subcommands, and the one place where errors become exit codes.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <new>
+#include <string>
 
 #include "apps/help.h"
 #include "apps/options.h"
@@ -29,6 +33,20 @@ void set_up_logging(const std::string& level) {
   logger->set_pattern("%^%l%$: %v");
   logger->set_level(spdlog::level::from_str(level));
   spdlog::set_default_logger(std::move(logger));
+}
+
+// A standard descriptor that is closed would be that of the first file to be opened, and text would go into it. One
+// that may not be used in the needed direction fails as a closed one does; messages alone have leave to get lost.
+void occupy_standard_descriptors() {
+  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(descriptor, F_GETFD) >= 0) continue;
+    (void)open("/dev/null", descriptor == STDOUT_FILENO ? O_RDONLY : O_WRONLY);
+  }
+}
+
+// Not by fmt::print, which throws where stderr takes no more.
+void tell_error(const std::string& text) {
+  (void)std::fputs(("error: " + text + '\n').c_str(), stderr);
 }
 
 // Text that stdout did not take (a full disk) must not pass for done.
@@ -72,7 +90,7 @@ int run(int argc, char** argv) {
     root.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return root.exit(error);  // --help, --version
-    fmt::print(stderr, "error: {}\n", parse_refusal(root, error, argc > 1 ? argv[1] : ""));
+    tell_error(parse_refusal(root, error, argc > 1 ? argv[1] : ""));
     return kWrongRequest;
   }
   set_up_logging(log_level);
@@ -89,16 +107,18 @@ int run(int argc, char** argv) {
 }  // namespace vesper
 
 int main(int argc, char** argv) {
+  vesper::occupy_standard_descriptors();
+  (void)std::signal(SIGXFSZ, SIG_IGN);  // a file beyond `ulimit -f` is a write that fails, not a death
   try {
     return vesper::run(argc, argv);
   } catch (const vesper::Error& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
+    vesper::tell_error(error.what());
     return error.fault() == vesper::Fault::kInput ? vesper::kWrongRequest : vesper::kFailed;
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "error: found no host memory left; lower --max-context or free memory\n");
+    vesper::tell_error("found no host memory left; lower --max-context or free memory");
     return vesper::kFailed;
   } catch (const std::exception& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
+    vesper::tell_error(error.what());
     return vesper::kFailed;
   }
 }

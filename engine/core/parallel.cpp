@@ -11,6 +11,7 @@
 #include <exception>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -43,18 +44,18 @@ int threads_from_environment() {
 class Pool {
  public:
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error& error) {  // a limit of processes, or no memory for a stack
+      const std::size_t started = workers_.size() + 1;
+      stop();
+      fail({"starting " + std::to_string(threads) + " threads",
+            std::string(error.what()) + " after " + std::to_string(started), "",
+            "raise the limit (ulimit -u, ulimit -v) or set VESPER_THREADS to fewer"});
+    }
   }
 
-  ~Pool() {
-    {
-      const std::scoped_lock lock(mutex_);
-      stopping_.store(true);
-      region_.fetch_add(1);
-    }
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~Pool() { stop(); }
 
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -91,6 +92,17 @@ class Pool {
   }
 
  private:
+  void stop() {
+    {
+      const std::scoped_lock lock(mutex_);
+      stopping_.store(true);
+      region_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+    workers_.clear();
+  }
+
   void drain() {
     inside_region() = true;
     for (;;) {

@@ -356,6 +356,25 @@ TEST(Failures, AFullDiskIsNoSuccess) {
       << result.err;
 }
 
+// The first file to be opened must not get the number of a stream that is not there, and its bytes with it.
+TEST(Failures, StandardStreamsThatAreNotThere) {
+  const std::vector<std::string> bad = {"info", "--model", "none", "--device", "cpu"};
+  EXPECT_EQ(run_vesper(bad, {.closed = {STDERR_FILENO}}).exit_code, 2);
+  EXPECT_EQ(run_vesper(bad, {.closed = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}}).exit_code, 2);
+  const RunResult deaf = run_vesper(on_demo("generate", {"--max-tokens", "2"}), {.closed = {STDIN_FILENO}});
+  EXPECT_EQ(deaf.exit_code, 2);
+  EXPECT_NE(deaf.err.find("error: reading stdin: found Bad file descriptor"), std::string::npos) << deaf.err;
+  const TempFolder folder;
+  const std::vector<std::string> logits = on_demo("logits", {"--ids", "1 2", "--output", folder / "x"});
+  EXPECT_EQ(run_vesper(logits, {.closed = {STDOUT_FILENO, STDERR_FILENO}}).exit_code, 0);
+  const std::string written = read_file(folder / "x");
+  (void)run_well(logits);
+  EXPECT_EQ(written, read_file(folder / "x"));
+  if (access("/dev/full", W_OK) == 0) {
+    EXPECT_EQ(run_vesper(bad, {.stderr_path = "/dev/full"}).exit_code, 2);
+  }
+}
+
 TEST(Help, TellsEveryFlagOfEveryCommand) {
   const RunResult root = run_well({"--help"});
   EXPECT_EQ(root.err, "");

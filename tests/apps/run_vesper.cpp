@@ -47,6 +47,8 @@ class Pipe {
   dup2(out.end(1), STDOUT_FILENO);
   dup2(err.end(1), STDERR_FILENO);
   if (!settings.stdout_path.empty()) dup2(open(settings.stdout_path.c_str(), O_WRONLY | O_CLOEXEC), STDOUT_FILENO);
+  if (!settings.stderr_path.empty()) dup2(open(settings.stderr_path.c_str(), O_WRONLY | O_CLOEXEC), STDERR_FILENO);
+  for (const int descriptor : settings.closed) close(descriptor);
   for (const auto& [name, value] : settings.environment) setenv(name.c_str(), value.c_str(), 1);
   (void)std::signal(SIGPIPE, SIG_DFL);
   execv(argv[0], argv.data());

@@ -17,6 +17,8 @@ struct RunSettings {
   std::string input{};                                             // what stdin gives before it ends
   std::vector<std::pair<std::string, std::string>> environment{};  // set in the child only
   std::string stdout_path{};                                       // where stdout goes instead of into the result
+  std::string stderr_path{};                                       // the same for stderr
+  std::vector<int> closed{};                                       // standard descriptors that the child has not
   std::int64_t interrupt_after = -1;                               // SIGINT once stdout has given this many bytes
   int limit_s = 120;
 };

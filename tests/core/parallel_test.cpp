@@ -1,10 +1,15 @@
 #include "engine/core/parallel.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 #include <vector>
+
+#include "engine/core/error.h"
 
 namespace vesper {
 namespace {
@@ -46,6 +51,26 @@ TEST(ParallelFor, RethrowsAndGoesOn) {
   std::atomic<int> done{0};
   parallel_for(100, 1, [&](std::int64_t begin, std::int64_t end) { done += static_cast<int>(end - begin); });
   EXPECT_EQ(done.load(), 100);
+}
+
+// In a process of its own, whose threads ask for stacks that no address space holds.
+TEST(ParallelForDeathTest, ThreadsThatCannotBeHadAreNamed) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto start = [] {
+    setenv("VESPER_THREADS", "4", 1);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, std::size_t{1} << 47U);
+    pthread_setattr_default_np(&attributes);
+    try {
+      parallel_for(4, 1, [](std::int64_t, std::int64_t) {});
+    } catch (const Error& error) {
+      std::fputs(error.what(), stderr);
+      std::_Exit(1);
+    }
+    std::_Exit(0);
+  };
+  EXPECT_EXIT(start(), testing::ExitedWithCode(1), "starting 4 threads: found .* after 1; .*VESPER_THREADS");
 }
 
 }  // namespace
