@@ -7,21 +7,10 @@
 #include <utility>
 
 #include "engine/core/device.h"
+#include "engine/core/host_memory.h"
 
 namespace vesper {
 namespace {
-
-// A "Key:   123 kB" line of /proc/meminfo, in bytes; -1 where it is missing.
-std::int64_t meminfo_bytes(const std::string& key) {
-  std::ifstream file("/proc/meminfo");
-  std::string name;
-  std::int64_t kib = 0;
-  std::string rest;
-  while (file >> name >> kib && std::getline(file, rest)) {
-    if (name == key) return kib * 1024;
-  }
-  return -1;
-}
 
 std::string cpu_name() {
   std::ifstream file("/proc/cpuinfo");
@@ -42,7 +31,7 @@ DeviceInfo device_info(DeviceKind kind) {
   DeviceInfo info;
   info.name = cpu_name();
   info.total_bytes = static_cast<std::int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  const std::int64_t available = meminfo_bytes("MemAvailable:");
+  const std::int64_t available = free_host_bytes();
   info.free_bytes = available >= 0 ? available : info.total_bytes;
   return info;
 }
