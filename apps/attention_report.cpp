@@ -86,14 +86,19 @@ nlohmann::json attention_report_json(const AttentionConfig& attention, const std
   nlohmann::json report = nlohmann::json::array();
   for (const auto& [first, last] : layer_runs(attention)) {
     const AttentionTotals sum = sum_of(totals, first, last);
+    // Of a run without lists there is no share, and a 0 would read as one.
+    const auto of_visible = [&](std::int64_t tokens) -> nlohmann::json {
+      if (sum.visible_tokens == 0) return nullptr;
+      return share(tokens, sum.visible_tokens);
+    };
     report.push_back({{"layers", layer_range(first, last)},
                       {"backend", describe(attention.layers[static_cast<std::size_t>(first)])},
                       {"steps", sum.steps},
                       {"sparse_steps", sum.sparse_steps},
                       {"visible_tokens", sum.visible_tokens},
                       {"kept_tokens", sum.kept_tokens},
-                      {"kept_share", share(sum.kept_tokens, sum.visible_tokens)},
-                      {"sampled_share", share(sum.sampled_tokens, sum.visible_tokens)},
+                      {"kept_share", of_visible(sum.kept_tokens)},
+                      {"sampled_share", of_visible(sum.sampled_tokens)},
                       {"guard_hits", sum.guard_hits},
                       {"dense_bytes", sum.dense_bytes},
                       {"kv_bytes", sum.kv_bytes},

@@ -79,6 +79,8 @@ TEST(Eval, DenseIsFaithfulToDenseAndSparseNearIt) {
   EXPECT_EQ(layers.at("layers"), "2-7");
   EXPECT_EQ(layers.at("sparse_steps"), 6 * 10);
   EXPECT_LT(layers.at("kept_share").get<double>(), 0.25);
+  EXPECT_TRUE(sparse.at("layers").at(0).at("kept_share").is_null());  // dense: no list, no share
+  EXPECT_TRUE(dense.at("layers").at(0).at("sampled_share").is_null());
 
   const Json& exact = dense.at("by_layer").at(7);
   EXPECT_EQ(exact.at("error"), Json({{"p50", 0.0}, {"p95", 0.0}, {"p99", 0.0}}));
