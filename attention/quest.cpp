@@ -100,8 +100,7 @@ class Quest final : public SparseAttention {
         const AttentionShape& shape = limits().shape;
         const DType dtype = limits().dtype;
         const Cost choosing = choose_pages_cost(shape, dtype, config_.page_score, seqs, pages, entries_of(exec, list));
-        const Cost attending = attend_selected_cost(shape, dtype, seqs, listed_tokens(exec, shape, list));
-        return Cost{.bytes = choosing.bytes + attending.bytes, .flops = choosing.flops + attending.flops};
+        return choosing + attend_selected_cost(shape, dtype, seqs, listed_tokens(exec, shape, list));
       });
       cuda::attend_chosen(exec, limits().shape, q, layer.kv, batch, config_.group, budget_of(config_), dense_limit(),
                           cluster, min_entries(), list, out, lse, counters);

@@ -268,12 +268,10 @@ class AttentionKernels {
              std::int64_t kept) {
     backend->plan(batch_);
     const Cost attending = attend_selected_cost(shape_, world_.dtype(), world_.seqs(), kept);
-    KernelRow& row =
-        time("attention", name, {.bytes = choosing.bytes + attending.bytes, .flops = choosing.flops + attending.flops},
-             [&](int turn) {
-               backend->run(exec_, {.number = turn, .kv = world_.kv(turn), .counters = {}}, world_.q(turn), batch_,
-                            world_.out(turn), world_.lse(turn));
-             });
+    KernelRow& row = time("attention", name, choosing + attending, [&](int turn) {
+      backend->run(exec_, {.number = turn, .kv = world_.kv(turn), .counters = {}}, world_.q(turn), batch_,
+                   world_.out(turn), world_.lse(turn));
+    });
     const HostList host(exec_, backend->last_selection());
     row.check = check_attended(row.kernel, world_.dtype(), group_rows(world_.out(0)), truth_->attend(&host.list));
   }
@@ -333,7 +331,7 @@ class AttentionKernels {
     settings.top_p = kTopP;
     settings.base_budget = base_budget().tokens;
     whole(fmt::format("twilight, top-p 0.85 of {} candidates", candidates), make_twilight(settings, 0, limits_),
-          {.bytes = paging.bytes + scoring.bytes, .flops = paging.flops + scoring.flops}, pruned);
+          paging + scoring, pruned);
     attend_spread();
   }
 

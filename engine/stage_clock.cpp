@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <numeric>
 
 #include "engine/statistics.h"
 
@@ -127,9 +128,7 @@ std::vector<StageFigure> StageClock::figures(const std::vector<BackendConfig>& b
       Cost cost;
       for (const Layer* layer : own) {
         times.push_back(times_of(*layer));
-        const Cost one = cost_of(*layer);
-        cost.bytes += one.bytes;
-        cost.flops += one.flops;
+        cost = cost + cost_of(*layer);
       }
       figures.push_back({.backend = std::string(backend_name(config)),
                          .stage = stage,
@@ -139,14 +138,7 @@ std::vector<StageFigure> StageClock::figures(const std::vector<BackendConfig>& b
     };
     figure(
         "all", [](const Layer& layer) { return &layer.whole; },
-        [](const Layer& layer) {
-          Cost sum = layer.shared_cost;
-          for (const Cost& cost : layer.costs) {
-            sum.bytes += cost.bytes;
-            sum.flops += cost.flops;
-          }
-          return sum;
-        });
+        [](const Layer& layer) { return std::accumulate(layer.costs.begin(), layer.costs.end(), layer.shared_cost); });
     for (std::size_t i = 0; inner_ && i < own.front()->stages.size(); ++i) {
       figure(
           own.front()->stages[i], [i](const Layer& layer) { return &layer.seconds[i]; },

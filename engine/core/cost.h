@@ -11,4 +11,9 @@ struct Cost {
   std::int64_t flops = 0;
 };
 
+// Of two operations in a row, where the second does not read what the first has read.
+constexpr Cost operator+(const Cost& a, const Cost& b) {
+  return {.bytes = a.bytes + b.bytes, .flops = a.flops + b.flops};
+}
+
 }  // namespace vesper
