@@ -73,7 +73,13 @@ int run_needle_rows(const NeedleOptions& options) {
   if (options.index.empty()) refuse({"reading needle rows", "--ids without --index", "both", ""});
   std::vector<NeedleRow> rows = read_needle_rows(options.common.ids, options.index, options.common.context);
   const auto wanted = static_cast<std::size_t>((options.questions + kQuestionsARow - 1) / kQuestionsARow);
-  if (wanted > 0 && wanted < rows.size()) rows.resize(wanted);
+  if (wanted > rows.size()) {
+    refuse({"reading --questions", std::to_string(options.questions),
+            fmt::format("at most {}, {} for each of the {} rows of --ids", rows.size() * kQuestionsARow, kQuestionsARow,
+                        rows.size()),
+            ""});
+  }
+  if (wanted > 0) rows.resize(wanted);
   const ModelConfig config = model_config_of(options.common.model.model);
   for (const NeedleRow& row : rows) check_token_ids(config, row.ids, "reading " + options.common.ids);
   Engine engine = load_engine(options.common.model.model, eval_engine_options(options.common));

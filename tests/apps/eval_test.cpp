@@ -184,6 +184,9 @@ TEST(Eval, RowsOfIdsAreAsked) {
 }
 
 TEST(Eval, RefusesWhatCannotBe) {
+  expect_names(
+      refused(eval("needle", {"--ids", ids_file(), "--index", index_file(), "--context", "4096", "--questions", "81"})),
+      {"--questions", "81", "at most 80", "20 rows"});
   expect_names(refused({"eval"}), {"vesper eval", "found nothing", "ppl, needle, fidelity, guarantee"});
   expect_names(refused({"eval", "pl"}), {"\"pl\"", "ppl, needle, fidelity, guarantee", "`vesper eval --help`"});
   expect_names(refused({"eval", "--json", "ppl"}), {"\"--json\"", "vesper eval ppl and then its flags"});
