@@ -11,25 +11,11 @@
 #include "tests/compare.h"
 #include "tests/device_tensor.h"
 #include "tests/gpu.h"
+#include "tests/models/product_cases.h"
 #include "tests/paged.h"
 
 namespace vesper {
 namespace {
-
-struct Case {
-  DType dtype;
-  DType out_dtype;
-  std::int64_t tokens;
-  std::int64_t columns;
-  std::int64_t rows;
-  std::int64_t offset;  // of every tensor, in elements
-
-  [[nodiscard]] std::string text() const {
-    return std::string(dtype_name(dtype)) + " to " + std::string(dtype_name(out_dtype)) + ", " +
-           std::to_string(tokens) + " tokens, " + std::to_string(columns) + " columns, " + std::to_string(rows) +
-           " rows, offset " + std::to_string(offset);
-  }
-};
 
 // x [tokens, columns] and W [rows, columns], exact in the case's type.
 struct Factors {
@@ -37,7 +23,8 @@ struct Factors {
   std::vector<float> weight;
 };
 
-std::vector<float> on_cuda(const Stream& stream, const LinearContext& context, const Case& c, const Factors& factors) {
+std::vector<float> on_cuda(const Stream& stream, const LinearContext& context, const ProductCase& c,
+                           const Factors& factors) {
   const Exec exec = stream.exec();
   DeviceTensor x(exec, c.offset, c.dtype, c.tokens, c.columns);
   DeviceTensor weight(exec, c.offset, c.dtype, c.rows, c.columns);
@@ -48,73 +35,31 @@ std::vector<float> on_cuda(const Stream& stream, const LinearContext& context, c
   return out.read(c.text());
 }
 
-std::vector<float> on_cpu(const Case& c, Factors factors) {
-  std::vector<float> out(static_cast<std::size_t>(c.tokens * c.rows));
-  const LinearWeight weight{.blocks = {tensor_ref(factors.weight.data(), DType::kF32, c.rows, c.columns)}, .count = 1};
-  cpu::linear(TensorView<const float, 2>(factors.x.data(), c.tokens, c.columns), weight,
-              TensorView<float, 2>(out.data(), c.tokens, c.rows));
-  return out;
-}
-
-std::vector<float> small_integers(std::mt19937& random, std::size_t count) {
-  std::uniform_int_distribution<int> uniform(-4, 4);
-  std::vector<float> values(count);
-  for (float& value : values) value = static_cast<float>(uniform(random));
-  return values;
-}
-
-// All tokens from 1 to past the GEMV's limit, some to past that of small_gemm, on a few shapes, and random shapes; each
-// in both types and both outputs.
-std::vector<Case> cases() {
-  struct Shape {
-    std::int64_t tokens, columns, rows;
-  };
-  std::vector<Shape> shapes = {{1, 1, 1},       {2, 3, 2},      {1, 8, 15},       {3, 31, 16},      {8, 32, 17},
-                               {5, 40, 33},     {1, 255, 100},  {4, 256, 703},    {7, 257, 64},     {8, 1023, 48},
-                               {1, 4096, 96},   {2, 4104, 40},  {6, 1000, 7},     {1, 264, 7000},   {8, 64, 7001},
-                               {1, 14336, 64},  {9, 64, 64},    {9, 96, 100},     {17, 256, 704},   {33, 8, 8},
-                               {40, 4096, 136}, {16, 72, 40},   {12, 703, 65},    {130, 257, 33},   {600, 128, 96},
-                               {64, 1024, 57},  {31, 1032, 33}, {10, 2056, 4000}, {20, 128, 40000}, {9, 64, 30000},
-                               {65, 128, 96}};
-  for (std::int64_t tokens = 1; tokens <= 12; ++tokens) shapes.push_back({tokens, 192, 80});
-  std::mt19937 random(5);
-  const auto any = [&](std::int64_t most) { return std::uniform_int_distribution<std::int64_t>(1, most)(random); };
-  for (int i = 0; i < 30; ++i) shapes.push_back({any(66), any(2) == 1 ? any(900) : 8 * any(200), any(600)});
-  std::vector<Case> all;
-  for (const Shape& shape : shapes) {
-    for (const DType dtype : {DType::kBf16, DType::kF16}) {
-      for (const DType out : {dtype, DType::kF32}) {
-        all.push_back({dtype, out, shape.tokens, shape.columns, shape.rows, 0});
-      }
-    }
-  }
+// Aligned and not, with rows of every remainder, with one tile a block and many, with tokens to past small_gemm's.
+std::vector<ProductCase> cases() {
+  std::vector<ProductCase> all = product_cases(
+      {{1, 1, 1},      {2, 3, 2},      {1, 8, 15},      {3, 31, 16},      {8, 32, 17},      {5, 40, 33},
+       {1, 255, 100},  {4, 256, 703},  {7, 257, 64},    {8, 1023, 48},    {1, 4096, 96},    {2, 4104, 40},
+       {6, 1000, 7},   {1, 264, 7000}, {8, 64, 7001},   {1, 14336, 64},   {9, 64, 64},      {9, 96, 100},
+       {17, 256, 704}, {33, 8, 8},     {40, 4096, 136}, {16, 72, 40},     {12, 703, 65},    {130, 257, 33},
+       {600, 128, 96}, {64, 1024, 57}, {31, 1032, 33},  {10, 2056, 4000}, {20, 128, 40000}, {9, 64, 30000},
+       {65, 128, 96}},
+      66);
   // Aligned shapes at unaligned addresses.
   for (const std::int64_t tokens : {1, 8, 20}) all.push_back({DType::kBf16, DType::kF32, tokens, 256, 96, 1});
   return all;
 }
 
-// Sums of integers below 2^24 are exact in fp32 in any order, so nothing but the output's rounding may differ: a wrong
-// index shows as a wrong bit.
 TEST(LinearCuda, IntegersAreExact) {
   VESPER_NEEDS_GPU();
   const Stream stream(DeviceKind::kCuda);
   const LinearContext context(DeviceKind::kCuda);
   std::mt19937 random(1);
-  for (const Case& c : cases()) {
-    const Factors factors{small_integers(random, static_cast<std::size_t>(c.tokens * c.columns)),
-                          small_integers(random, static_cast<std::size_t>(c.rows * c.columns))};
-    const std::vector<float> expected = rounded(c.out_dtype, on_cpu(c, factors));
-    const std::vector<float> found = on_cuda(stream, context, c, factors);
-    std::size_t wrong = 0;
-    std::size_t first = 0;
-    for (std::size_t i = expected.size(); i-- > 0;) {
-      if (found[i] == expected[i]) continue;
-      ++wrong;
-      first = i;
-    }
-    EXPECT_EQ(wrong, 0U) << c.text() << ": first at token " << static_cast<std::int64_t>(first) / c.rows << ", row "
-                         << static_cast<std::int64_t>(first) % c.rows << ": expected " << expected[first] << ", found "
-                         << found[first];
+  for (const ProductCase& c : cases()) {
+    const Factors factors{random_integers(random, c.tokens * c.columns, -4, 4),
+                          random_integers(random, c.rows * c.columns, -4, 4)};
+    expect_same_product(c, on_cuda(stream, context, c, factors),
+                        rounded(c.out_dtype, product_on_cpu(c, factors.x, factors.weight)));
   }
 }
 
@@ -123,14 +68,14 @@ TEST(LinearCuda, MatchesTheCpu) {
   const Stream stream(DeviceKind::kCuda);
   const LinearContext context(DeviceKind::kCuda);
   std::mt19937 random(2);
-  for (const Case& c : cases()) {
+  for (const ProductCase& c : cases()) {
     Factors factors{rounded(c.dtype, random_floats(random, static_cast<std::size_t>(c.tokens * c.columns))),
                     rounded(c.dtype, random_floats(random, static_cast<std::size_t>(c.rows * c.columns)))};
-    const std::vector<float> expected = on_cpu(c, factors);
+    const std::vector<float> expected = product_on_cpu(c, factors.x, factors.weight);
     const std::vector<float> found = on_cuda(stream, context, c, factors);
     for (float& value : factors.x) value = std::abs(value);
     for (float& value : factors.weight) value = std::abs(value);
-    const std::vector<float> magnitude = on_cpu(c, factors);
+    const std::vector<float> magnitude = product_on_cpu(c, factors.x, factors.weight);
     std::vector<double> bound;
     for (std::size_t i = 0; i < expected.size(); ++i) {
       // The CPU rounds each addition (sum_bound); tensor cores align the terms of a step and truncate, which is up to a
@@ -150,7 +95,7 @@ TEST(LinearCuda, GemvRowsDoNotMeet) {
   const Stream stream(DeviceKind::kCuda);
   const LinearContext context(DeviceKind::kCuda);
   std::mt19937 random(3);
-  const Case all{DType::kBf16, DType::kF32, kMaxGemvRows, 1000, 300, 0};
+  const ProductCase all{DType::kBf16, DType::kF32, kMaxGemvRows, 1000, 300, 0};
   Factors factors{rounded(all.dtype, random_floats(random, static_cast<std::size_t>(all.tokens * all.columns))),
                   rounded(all.dtype, random_floats(random, static_cast<std::size_t>(all.rows * all.columns)))};
   for (std::int64_t column = 0; column < all.columns; ++column) {
@@ -158,7 +103,7 @@ TEST(LinearCuda, GemvRowsDoNotMeet) {
   }
   const std::vector<float> together = on_cuda(stream, context, all, factors);
   for (std::int64_t t = 0; t < all.tokens; ++t) {
-    Case one = all;
+    ProductCase one = all;
     one.tokens = 1;
     const auto x = factors.x.begin() + t * all.columns;
     const std::vector<float> alone = on_cuda(stream, context, one, {{x, x + all.columns}, factors.weight});
@@ -183,7 +128,7 @@ TEST(LinearCuda, TilesDoNotMixTokens) {
   const LinearContext context(DeviceKind::kCuda);
   std::mt19937 random(4);
   for (const std::int64_t columns : {1000, 2056}) {  // a block a tile, and two
-    const Case all{DType::kBf16, DType::kF32, kMaxSmallGemmRows, columns, 300, 0};
+    const ProductCase all{DType::kBf16, DType::kF32, kMaxSmallGemmRows, columns, 300, 0};
     Factors factors{rounded(all.dtype, random_floats(random, static_cast<std::size_t>(all.tokens * columns))),
                     rounded(all.dtype, random_floats(random, static_cast<std::size_t>(all.rows * columns)))};
     for (std::int64_t c = 0; c < columns; ++c) factors.x[static_cast<std::size_t>(3 * columns + c)] = NAN;

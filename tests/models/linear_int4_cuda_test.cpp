@@ -13,6 +13,7 @@
 #include "tests/device_tensor.h"
 #include "tests/gpu.h"
 #include "tests/models/int4_reference.h"
+#include "tests/models/product_cases.h"
 
 namespace vesper {
 namespace {
@@ -116,46 +117,19 @@ TEST(Int4Cuda, DequantisesToTheBitsOfTheCpu) {
   }
 }
 
-struct Case {
-  DType dtype;
-  DType out_dtype;
-  std::int64_t tokens;
-  std::int64_t columns;
-  std::int64_t rows;
-  std::int64_t offset;  // of x and out, in elements
-
-  [[nodiscard]] std::string text() const {
-    return shape_text(dtype, rows, columns) + " to " + std::string(dtype_name(out_dtype)) + ", " +
-           std::to_string(tokens) + " tokens, offset " + std::to_string(offset);
-  }
-};
-
-std::vector<Case> cases() {
-  struct Shape {
-    std::int64_t tokens, columns, rows;
-  };
-  std::vector<Shape> shapes = {
-      {1, 1, 1},       {2, 3, 2},      {1, 8, 15},     {3, 31, 16},    {8, 128, 17},    {5, 40, 33},     {1, 255, 100},
-      {4, 256, 703},   {7, 257, 64},   {8, 1023, 48},  {1, 4096, 96},  {2, 4104, 40},   {6, 1000, 7},    {1, 264, 9000},
-      {8, 1024, 9001}, {1, 14336, 64}, {1, 11008, 64}, {9, 64, 64},    {17, 256, 704},  {32, 4096, 136}, {33, 8, 8},
-      {33, 4096, 136}, {40, 72, 40},   {64, 703, 65},  {130, 257, 33}, {33, 4096, 5000}};
-  for (std::int64_t tokens = 1; tokens <= 12; ++tokens) shapes.push_back({tokens, 192, 80});
-  std::mt19937 random(5);
-  const auto any = [&](std::int64_t most) { return std::uniform_int_distribution<std::int64_t>(1, most)(random); };
-  for (int i = 0; i < 30; ++i) shapes.push_back({any(48), any(2) == 1 ? any(900) : 8 * any(200), any(600)});
-  std::vector<Case> all;
-  for (const Shape& shape : shapes) {
-    for (const DType dtype : {DType::kBf16, DType::kF16}) {
-      for (const DType out : {dtype, DType::kF32}) {
-        all.push_back({dtype, out, shape.tokens, shape.columns, shape.rows, 0});
-      }
-    }
-  }
+std::vector<ProductCase> cases() {
+  std::vector<ProductCase> all =
+      product_cases({{1, 1, 1},      {2, 3, 2},       {1, 8, 15},      {3, 31, 16},     {8, 128, 17},   {5, 40, 33},
+                     {1, 255, 100},  {4, 256, 703},   {7, 257, 64},    {8, 1023, 48},   {1, 4096, 96},  {2, 4104, 40},
+                     {6, 1000, 7},   {1, 264, 9000},  {8, 1024, 9001}, {1, 14336, 64},  {1, 11008, 64}, {9, 64, 64},
+                     {17, 256, 704}, {32, 4096, 136}, {33, 8, 8},      {33, 4096, 136}, {40, 72, 40},   {64, 703, 65},
+                     {130, 257, 33}, {33, 4096, 5000}},
+                    48);
   for (const std::int64_t tokens : {1, 8, 40}) all.push_back({DType::kBf16, DType::kF32, tokens, 256, 96, 1});
   return all;
 }
 
-std::vector<float> on_cuda(const Stream& stream, const LinearContext& context, const Case& c,
+std::vector<float> on_cuda(const Stream& stream, const LinearContext& context, const ProductCase& c,
                            const std::vector<float>& x, const HostInt4& weight) {
   DeviceTensor input(stream.exec(), c.offset, c.dtype, c.tokens, c.columns);
   DeviceTensor out(stream.exec(), c.offset, c.out_dtype, c.tokens, c.rows);
@@ -167,35 +141,22 @@ std::vector<float> on_cuda(const Stream& stream, const LinearContext& context, c
   return out.read(c.text());
 }
 
-std::vector<float> on_cpu(const Case& c, const std::vector<float>& x, std::vector<float> weight) {
-  std::vector<float> out(static_cast<std::size_t>(c.tokens * c.rows));
-  const LinearWeight dense{.blocks = {tensor_ref(weight.data(), DType::kF32, c.rows, c.columns)}, .count = 1};
-  cpu::linear(TensorView<const float, 2>(x.data(), c.tokens, c.columns), dense,
-              TensorView<float, 2>(out.data(), c.tokens, c.rows));
-  return out;
-}
-
 // Most bytes that a case's panel wants; 5000 rows of 4096 columns are two panels.
 LinearContext context_for_cases() {
   std::int64_t most = 0;
-  for (const Case& c : cases()) most = std::max(most, LinearContext::panel_bytes(c.rows, c.columns));
+  for (const ProductCase& c : cases()) most = std::max(most, LinearContext::panel_bytes(c.rows, c.columns));
   return LinearContext(DeviceKind::kCuda, most);
 }
 
-// Weights that are integers with -8 in every span have the scale 1, and every sum is exact in fp32 in any order, so
-// that nothing but the output's rounding may differ: a wrong index shows as a wrong bit.
+// Weights that are integers with -8 in every span have the scale 1.
 TEST(LinearInt4Cuda, IntegersAreExact) {
   VESPER_NEEDS_GPU();
   const Stream stream(DeviceKind::kCuda);
   const LinearContext context = context_for_cases();
   std::mt19937 random(3);
-  std::uniform_int_distribution<int> codes(-8, 7);
-  std::uniform_int_distribution<int> small(-4, 4);
-  for (const Case& c : cases()) {
-    std::vector<float> weight(static_cast<std::size_t>(c.rows * c.columns));
-    std::vector<float> x(static_cast<std::size_t>(c.tokens * c.columns));
-    for (float& value : weight) value = static_cast<float>(codes(random));
-    for (float& value : x) value = static_cast<float>(small(random));
+  for (const ProductCase& c : cases()) {
+    std::vector<float> weight = random_integers(random, c.rows * c.columns, -8, 7);
+    const std::vector<float> x = random_integers(random, c.tokens * c.columns, -4, 4);
     for (std::int64_t r = 0; r < c.rows; ++r) {
       for (std::int64_t column = 0; column < c.columns; column += kInt4SpanColumns) {
         weight[static_cast<std::size_t>(r * c.columns + column)] = -8.0F;
@@ -203,18 +164,7 @@ TEST(LinearInt4Cuda, IntegersAreExact) {
     }
     const HostInt4 packed = HostInt4::quantised(weight, c.rows, c.columns);
     ASSERT_EQ(packed.values(), weight) << c.text();
-    const std::vector<float> expected = rounded(c.out_dtype, on_cpu(c, x, weight));
-    const std::vector<float> found = on_cuda(stream, context, c, x, packed);
-    std::size_t wrong = 0;
-    std::size_t first = 0;
-    for (std::size_t i = expected.size(); i-- > 0;) {
-      if (found[i] == expected[i]) continue;
-      ++wrong;
-      first = i;
-    }
-    EXPECT_EQ(wrong, 0U) << c.text() << ": first at token " << static_cast<std::int64_t>(first) / c.rows << ", row "
-                         << static_cast<std::int64_t>(first) % c.rows << ": expected " << expected[first] << ", found "
-                         << found[first];
+    expect_same_product(c, on_cuda(stream, context, c, x, packed), rounded(c.out_dtype, product_on_cpu(c, x, weight)));
   }
 }
 
@@ -223,15 +173,15 @@ TEST(LinearInt4Cuda, MatchesTheCpu) {
   const Stream stream(DeviceKind::kCuda);
   const LinearContext context = context_for_cases();
   std::mt19937 random(4);
-  for (const Case& c : cases()) {
+  for (const ProductCase& c : cases()) {
     std::vector<float> x = rounded(c.dtype, random_floats(random, static_cast<std::size_t>(c.tokens * c.columns)));
     const HostInt4 packed = HostInt4::quantised(uneven_weights(random, c.rows, c.columns), c.rows, c.columns);
     std::vector<float> weight = packed.values();
-    const std::vector<float> expected = on_cpu(c, x, weight);
+    const std::vector<float> expected = product_on_cpu(c, x, weight);
     const std::vector<float> found = on_cuda(stream, context, c, x, packed);
     for (float& value : x) value = std::abs(value);
     for (float& value : weight) value = std::abs(value);
-    const std::vector<float> magnitude = on_cpu(c, x, weight);
+    const std::vector<float> magnitude = product_on_cpu(c, x, weight);
     const double narrow = c.dtype == DType::kBf16 ? kRoundBf16 : kRoundF16;
     std::vector<double> bound;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -256,14 +206,14 @@ TEST(LinearInt4Cuda, GemvRowsDoNotMeet) {
   const Stream stream(DeviceKind::kCuda);
   const LinearContext context(DeviceKind::kCuda);
   std::mt19937 random(5);
-  const Case all{DType::kBf16, DType::kF32, kMaxInt4GemvRows, 1000, 300, 0};
+  const ProductCase all{DType::kBf16, DType::kF32, kMaxInt4GemvRows, 1000, 300, 0};
   std::vector<float> x = rounded(all.dtype, random_floats(random, static_cast<std::size_t>(all.tokens * all.columns)));
   const HostInt4 packed = HostInt4::quantised(uneven_weights(random, all.rows, all.columns), all.rows, all.columns);
   for (std::int64_t column = 0; column < all.columns; ++column)
     x[static_cast<std::size_t>(3 * all.columns + column)] = NAN;
   const std::vector<float> together = on_cuda(stream, context, all, x, packed);
   for (std::int64_t t = 0; t < all.tokens; ++t) {
-    Case one = all;
+    ProductCase one = all;
     one.tokens = 1;
     const auto row = x.begin() + t * all.columns;
     const std::vector<float> alone = on_cuda(stream, context, one, {row, row + all.columns}, packed);
@@ -284,7 +234,7 @@ TEST(LinearInt4Cuda, ABadScaleShowsInItsRow) {
   const Stream stream(DeviceKind::kCuda);
   std::mt19937 random(6);
   for (const std::int64_t tokens : {1, 8, 40}) {
-    const Case c{DType::kF16, DType::kF32, tokens, 520, 70, 0};
+    const ProductCase c{DType::kF16, DType::kF32, tokens, 520, 70, 0};
     std::vector<float> weight = uneven_weights(random, c.rows, c.columns);
     weight[static_cast<std::size_t>(41 * c.columns + 300)] = NAN;
     const LinearContext context(DeviceKind::kCuda, LinearContext::panel_bytes(c.rows, c.columns));
