@@ -8,11 +8,14 @@
 // Codes less 8 are exact in either type, and so are their products with x in the tensor cores; a span's sum is fp32 and
 // is multiplied by the row's scale once. The order of all sums depends on the columns only.
 //
-// From code to number: OR-ed into the mantissa of a power of two whose last place is 1 (bf16 128, f16 1024), a code
-// adds itself; one subtraction, exact, takes the power and the 8 away. Masks fetch two columns at once, as the layout
-// has column 2 p + 1 sixteen bits above column 2 p. Source: Kim, Henry, Fahim, Awadalla, "Who Says Elephants Can't
-// Run", arXiv 2211.10017 (there to f16). Some 11 instructions for 8 weights of a lane, where at 3 TB/s a multiprocessor
-// is to take 24 weights a clock: a third of what its integer units do.
+// From code to number: the lowest 8 bits of a bf16 (11 of an f16), all others being 0, are an integer in units of the
+// least subnormal, since the smallest normal numbers have the same spacing. A code under a mask is thus a number as it
+// is, 16 times it one place of the word further up, and one multiplication and addition, exact, brings either to
+// (code - 8) units of 2^-6 (f16: 2^-9), which a row's sum is freed of at its end: a factor that takes a subnormal to 1
+// is none of the type's. Masks fetch two columns at once, as the layout has column 2 p + 1 sixteen bits above column
+// 2 p. 9 instructions for 8 weights of a lane. Before that codes were OR-ed into the mantissa of a power of two (Kim,
+// Henry, Fahim, Awadalla, "Who Says Elephants Can't Run", arXiv 2211.10017, there to f16), which is 15: a shift for
+// each pair but one, as bf16 has 7 bits of mantissa, and a second operation of logic, as one has room for one constant.
 #pragma once
 
 #include <type_traits>
@@ -33,22 +36,22 @@ __device__ unsigned fma_pair(unsigned a, unsigned b, unsigned c) {
   return d;
 }
 
-// The eight codes of a word less 8: columns 2 p and 2 p + 1 in pair[p].
+// Codes that make up 1 in what widen_codes puts out.
+template <typename T>
+inline constexpr float kCodesPerUnit = std::is_same_v<T, bf16> ? 64.0F : 512.0F;
+
+// The eight codes of a word less 8, divided by kCodesPerUnit: columns 2 p and 2 p + 1 in pair[p].
 template <typename T>
 __device__ void widen_codes(unsigned word, unsigned (&pair)[4]) {
-  if constexpr (std::is_same_v<T, bf16>) {
+  constexpr bool kBf16 = std::is_same_v<T, bf16>;
+  constexpr unsigned kLow = kBf16 ? 0x7F007F00U : 0x78007800U;         // 2^127; 2^15
+  constexpr unsigned kHigh = kBf16 ? 0x7D007D00U : 0x68006800U;        // a sixteenth of it
+  constexpr unsigned kMinusEight = kBf16 ? 0xBE00BE00U : 0xA400A400U;  // -8 / 64; -8 / 512
 #pragma unroll
-    for (int p = 0; p < 4; ++p) {  // 128 + code, times 1, less 136
-      pair[p] = fma_pair<T>((word >> (4 * p) & 0x000F000FU) | 0x43004300U, 0x3F803F80U, 0xC308C308U);
-    }
-  } else {
-#pragma unroll
-    for (int p = 0; p < 4; p += 2) {
-      const unsigned two = word >> (4 * p);
-      // 1024 + code, times 1, less 1032; and 1024 + 16 code, times 1/16, less 72.
-      pair[p] = fma_pair<T>((two & 0x000F000FU) | 0x64006400U, 0x3C003C00U, 0xE408E408U);
-      pair[p + 1] = fma_pair<T>((two & 0x00F000F0U) | 0x64006400U, 0x2C002C00U, 0xD480D480U);
-    }
+  for (int p = 0; p < 4; p += 2) {
+    const unsigned two = word >> (4 * p);
+    pair[p] = fma_pair<T>(two & 0x000F000FU, kLow, kMinusEight);
+    pair[p + 1] = fma_pair<T>(two & 0x00F000F0U, kHigh, kMinusEight);
   }
 }
 
@@ -68,7 +71,7 @@ struct StreamedInt4 {
 
   struct Sums {
     float cell[kCells][4] = {};
-    __device__ float total(int c, int i) const { return cell[c][i]; }
+    __device__ float total(int c, int i) const { return kCodesPerUnit<T> * cell[c][i]; }
   };
 
   __device__ int spans() const { return (columns + kInt4SpanColumns - 1) / kInt4SpanColumns; }
