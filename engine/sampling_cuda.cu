@@ -18,6 +18,7 @@
 
 #include "engine/core/error.h"
 #include "engine/core/launch.cuh"
+#include "engine/core/overlap.cuh"
 #include "engine/core/philox.h"
 #include "engine/sampling.h"
 
@@ -200,6 +201,7 @@ __device__ float keep_threshold(Shared& shared, const float* row, int vocab, flo
 
 __global__ void __launch_bounds__(kThreads) sample_row(const __grid_constant__ SampleArgs args) {
   __shared__ Shared shared;
+  wait_for_previous();
   const int s = static_cast<int>(blockIdx.x);
   const float* row = &args.logits(s, 0);
   const int vocab = static_cast<int>(args.logits.shape(1));
@@ -235,8 +237,8 @@ void sample(const Exec& exec, TensorView<const float, 2> logits, TensorView<cons
     refuse({"sampling on CUDA", std::to_string(logits.shape(1)) + " logits a row",
             "at most " + std::to_string(kMaxVocab), "use --device cpu"});
   }
-  launch("sample", sample_row, {.grid = dim3(static_cast<unsigned>(logits.shape(0))), .block = dim3(kThreads)},
-         exec.stream, SampleArgs{logits, params, step, ids});
+  const Dims dims{.grid = dim3(static_cast<unsigned>(logits.shape(0))), .block = dim3(kThreads), .overlap = true};
+  launch("sample", sample_row, dims, exec.stream, SampleArgs{logits, params, step, ids});
 }
 
 }  // namespace vesper::cuda

@@ -6,6 +6,7 @@
 
 #include "engine/core/dispatch.h"
 #include "engine/core/launch.cuh"
+#include "engine/core/overlap.cuh"
 #include "engine/core/vector.cuh"
 #include "models/rows.h"
 
@@ -31,6 +32,8 @@ struct GatherArgs {
 template <typename Unit>
 __global__ void __launch_bounds__(kThreads) copy_chosen_rows(const __grid_constant__ GatherArgs<Unit> args) {
   const std::int64_t unit = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  let_next_start();
+  wait_for_previous();
   if (unit >= args.units) return;
   const std::int64_t from = args.index[blockIdx.x];
   args.out[blockIdx.x * args.units + unit] = args.table[from * args.units + unit];
@@ -42,7 +45,9 @@ void gather_units(const Exec& exec, const TensorRef& table, TensorView<const std
                   const TensorRef& out) {
   const std::int64_t row_bytes = out.shape[1] * dtype_bytes(out.dtype);
   const auto units = row_bytes / static_cast<std::int64_t>(sizeof(Unit));
-  launch("gather_rows", copy_chosen_rows<Unit>, cover(index.shape(0), units), exec.stream,
+  Dims dims = cover(index.shape(0), units);
+  dims.overlap = true;
+  launch("gather_rows", copy_chosen_rows<Unit>, dims, exec.stream,
          GatherArgs<Unit>{static_cast<const Unit*>(table.data), index.data(), static_cast<Unit*>(out.data), units});
 }
 
