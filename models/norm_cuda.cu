@@ -2,10 +2,11 @@
 //   x, addend, out [tokens, hidden] row-major, weight [hidden], all of one 16-bit type T
 //   block = one row; thread i takes the vectors of kWidth columns i, i + kNormThreads, ..., so that a warp reads 512
 //   consecutive bytes
-// Bytes: x and weight read and out written once (add_rms_norm: addend read and x written as well); the second pass over
-// a row hits L1. One block a row is bound by latency, not by bytes, in decode: it is short, the norm's weight is
-// fetched before the kernel in front has ended, and the product behind fetches its weights meanwhile
-// (engine/core/overlap.cuh).
+// Bytes: x and weight read and out written once (add_rms_norm: addend read and x written as well). One block a row is
+// bound by latency, not by bytes, in decode: a row of up to kMostHeld vectors a thread is held in registers, which
+// makes one trip to L2 of three (4096 columns 1.66 to 1.02 us; H100, bench --kernels), the norm's weight is fetched
+// before the kernel in front has ended, and the product behind fetches its weights meanwhile (engine/core/overlap.cuh).
+// Longer rows, and those that are not on 16 bytes, are read twice, the second time from L1.
 #include <algorithm>
 #include <cassert>
 #include <cstdint>
@@ -21,6 +22,7 @@ namespace {
 
 constexpr int kNormThreads = 256;
 constexpr int kNormWarps = kNormThreads / 32;
+constexpr int kMostHeld = 4;
 
 // The sum over a warp, the same bits in each lane.
 __device__ float butterfly_sum(float value) {
@@ -70,6 +72,58 @@ struct NormArgs {
   float eps;
 };
 
+// The sum of the threads' squares, the same bits in each thread.
+__device__ float block_sum(float (&of_warp)[kNormWarps], float squares) {
+  squares = butterfly_sum(squares);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = squares;
+  __syncthreads();
+  return sum_of_warps(of_warp);
+}
+
+// A row of at most kHeld vectors a thread.
+template <typename T, int kHeld, bool kAdd>
+__global__ void __launch_bounds__(kNormThreads) norm_held_row(const __grid_constant__ NormArgs<T> args) {
+  __shared__ float of_warp[kNormWarps];
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * args.hidden;
+  const int first = static_cast<int>(threadIdx.x) * kVectorWidth;
+  constexpr int kStride = kNormThreads * kVectorWidth;
+  const auto load = [&](const T* from, uint4(&to)[kHeld]) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      to[i] = load_eight<true>(from + first + i * kStride, args.hidden - first - i * kStride);
+    }
+  };
+  let_next_start();
+  uint4 weight[kHeld];
+  load(args.weight, weight);
+  wait_for_previous();
+  uint4 loaded[kHeld];
+  uint4 addend[kHeld];
+  load(args.x + row, loaded);
+  if constexpr (kAdd) load(args.addend + row, addend);
+  float x[kHeld][kVectorWidth];
+  float squares = 0.0F;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    load_widened(reinterpret_cast<const T*>(&loaded[i]), x[i]);
+    if constexpr (kAdd) {
+      float more[kVectorWidth];
+      load_widened(reinterpret_cast<const T*>(&addend[i]), more);
+      add_rounded<T>(x[i], more);
+      if (first + i * kStride < args.hidden) store_narrowed(args.sum + row + first + i * kStride, x[i]);
+    }
+    squares = add_squares(x[i], squares);
+  }
+  const float scale = norm_scale(block_sum(of_warp, squares), args.hidden, args.eps);
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    float factor[kVectorWidth];
+    load_widened(reinterpret_cast<const T*>(&weight[i]), factor);
+    apply_norm(x[i], scale, factor);
+    if (first + i * kStride < args.hidden) store_narrowed(args.out + row + first + i * kStride, x[i]);
+  }
+}
+
 template <typename T, int kWidth, bool kAdd>
 __global__ void __launch_bounds__(kNormThreads) norm_row(const __grid_constant__ NormArgs<T> args) {
   __shared__ float of_warp[kNormWarps];
@@ -91,10 +145,7 @@ __global__ void __launch_bounds__(kNormThreads) norm_row(const __grid_constant__
     }
     squares = add_squares(x, squares);
   }
-  squares = butterfly_sum(squares);
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = squares;
-  __syncthreads();
-  const float scale = norm_scale(sum_of_warps(of_warp), args.hidden, args.eps);
+  const float scale = norm_scale(block_sum(of_warp, squares), args.hidden, args.eps);
   // A thread reads back only what it wrote itself.
   for (int d = first; d < args.hidden; d += kStride) {
     float x[kWidth];
@@ -123,6 +174,11 @@ void norm(const char* name, const Exec& exec, const TensorRef& x, const void* ad
                            eps};
     const bool vectors = rows_are_vectors(hidden, {x.data, addend, weight.data, sum, out.data});
     const Dims dims{.grid = dim3(static_cast<unsigned>(x.shape[0])), .block = dim3(kNormThreads), .overlap = true};
+    const int held = (hidden / kVectorWidth + kNormThreads - 1) / kNormThreads;
+    if (vectors && held <= kMostHeld / 2) {
+      return launch(name, norm_held_row<T, kMostHeld / 2, kAdd>, dims, exec.stream, args);
+    }
+    if (vectors && held <= kMostHeld) return launch(name, norm_held_row<T, kMostHeld, kAdd>, dims, exec.stream, args);
     if (vectors) return launch(name, norm_row<T, kVectorWidth, kAdd>, dims, exec.stream, args);
     launch(name, norm_row<T, 1, kAdd>, dims, exec.stream, args);
   });

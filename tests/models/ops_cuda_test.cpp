@@ -59,7 +59,8 @@ std::vector<Case> cases() {
   std::vector<Case> all;
   std::mt19937 random(11);
   for (const DType dtype : {DType::kBf16, DType::kF16}) {
-    for (const std::int64_t columns : {1, 2, 7, 8, 9, 64, 96, 100, 255, 256, 703, 704, 4096, 8200, 14336, 14337}) {
+    for (const std::int64_t columns :
+         {1, 2, 7, 8, 9, 64, 96, 100, 255, 256, 703, 704, 4096, 6152, 8192, 8200, 14336, 14337}) {
       const std::int64_t tokens = std::uniform_int_distribution<std::int64_t>(1, 40)(random);
       all.push_back({dtype, 1, columns, 0});
       all.push_back({dtype, tokens, columns, 0});
