@@ -27,6 +27,7 @@ constexpr std::array kVerdicts = {
     Verdict{"impossible", "it is smaller, and the bytes do not allow the paper's either"},
     Verdict{"baseline", "what the others of its panel are held against"},
     Verdict{"part", "a part of a line above it, judged with that"},
+    Verdict{"inseparable", "a part that has no time of its own here; the note says why"},
     Verdict{"unpublished", "the paper prints no number here"},
     Verdict{"unfit", "this device cannot hold it; the note says what it would take"},
     Verdict{"unjudged", "measured on a CPU, whose times say nothing about a GPU's"},
@@ -161,6 +162,7 @@ std::string verdict_of(const ReproPanel& panel, const ReproRow& row, bool judged
   const ReproLine& line = *row.line;
   if (line.attention == panel.baseline && line.stages.empty()) return "baseline";
   if (line.part) return "part";
+  if (!line.stages.empty() && !row.time_us) return "inseparable";
   if (!row.paper_speedup) return "unpublished";
   if (!judged) return "unjudged";
   const double share = row.speedup.value / *row.paper_speedup;
@@ -216,6 +218,10 @@ void measure_row(ReproRow& row, const ReproResult& result, std::span<const PeerT
     return;
   }
   const double median = quantile(time->seconds, 0.5);
+  if (!time->more.empty()) {
+    row.note = fmt::format("in one launch with {}, {:.1f} us together", fmt::join(time->more, ", "), median * 1e6);
+    return;
+  }
   if (median <= 0.0) {
     row.note = "too short to tell from the events around it";
     return;
@@ -231,7 +237,6 @@ void measure_row(ReproRow& row, const ReproResult& result, std::span<const PeerT
   }
   set_ours(row, *time);
   set_peer(row, peers, median);
-  if (!time->more.empty()) row.note = fmt::format("in one launch with {}", fmt::join(time->more, ", "));
 }
 
 }  // namespace

@@ -174,11 +174,22 @@ TEST_F(Verdicts, GoBySpeedupAndByBytes) {
   EXPECT_EQ(rows_[4].note, "too large");
 }
 
-TEST_F(Verdicts, AStageThatRunsWithAnotherSaysSo) {
+TEST_F(Verdicts, AStageThatRunsWithAnotherHasNoTimeOfItsOwn) {
   (void)quest(40.0, 0.2e6);
   EXPECT_EQ(rows_[5].verdict, "part");
+  EXPECT_FALSE(rows_[5].time_us.has_value());
+  EXPECT_FALSE(rows_[5].bound_share.has_value());
+  EXPECT_EQ(rows_[5].note, "in one launch with select, 20.0 us together");
+  experiment_.panels[0].lines[2].part = false;
+  (void)quest(40.0, 0.2e6);
+  EXPECT_EQ(rows_[5].verdict, "inseparable");
+}
+
+TEST_F(Verdicts, AStageThatRunsAloneHasItsTime) {
+  for (ReproResult& result : results_) result.arms[1].stages[1].name = "score";
+  (void)quest(40.0, 0.2e6);
   EXPECT_NEAR(rows_[5].time_us.value_or(0.0), 20.0, 1e-9);
-  EXPECT_EQ(rows_[5].note, "in one launch with select");
+  EXPECT_EQ(rows_[5].note, "");
 }
 
 TEST_F(Verdicts, TheFastestPeerStandsBeside) {
