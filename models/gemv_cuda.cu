@@ -73,12 +73,17 @@ void gemv_int4(const Exec& exec, int multiprocessors, const TensorRef& x, const 
   assert(x.shape[0] >= 1 && x.shape[0] <= kMaxGemvRows && x.shape[1] == weight.columns);
   assert(out.shape[0] == x.shape[0] && out.shape[1] == weight.rows);
   dispatch_16bit(x.dtype, "gemv_int4", [&](auto element) {
-    using Weight = StreamedInt4<decltype(element), 1>;
-    const Weight streamed{.data = weight.data,
-                          .rows = static_cast<int>(weight.rows),
-                          .columns = static_cast<int>(weight.columns),
-                          .tile_rows = rows_in_order<Weight::kBand>(weight.rows)};
-    gemv_to("gemv_int4", exec, multiprocessors, rows_are_vectors(weight.columns, {x.data}), x, streamed, out);
+    const auto multiply = [&]<typename Weight>(Weight streamed) {
+      streamed.data = weight.data;
+      streamed.rows = static_cast<int>(weight.rows);
+      streamed.columns = static_cast<int>(weight.columns);
+      streamed.tile_rows = rows_in_order<Weight::kBand>(weight.rows);
+      gemv_to("gemv_int4", exec, multiprocessors, rows_are_vectors(weight.columns, {x.data}), x, streamed, out);
+    };
+    // From some rows of x on a tile's x is more bytes than its codes, so that more rows of W share it.
+    constexpr std::int64_t kFewTokens = 4;
+    if (x.shape[0] <= kFewTokens) return multiply(StreamedInt4<decltype(element), 1>{});
+    multiply(StreamedInt4<decltype(element), 2>{});
   });
 }
 

@@ -1,9 +1,9 @@
 // A weight in 4 bits (models/int4.h) for the products of models/gemv.cuh.
 //
 // kCells = 1: a tile is the 16 rows of one cell, low rows 0 ... 7 and high rows 8 ... 15. kCells = 2: low and high rows
-// are the sixteens of two cells, for partners that lie a multiple of 16 rows apart. A chunk is two spans; the cells of
-// neighbouring spans are neighbours in memory, so that it is kCells runs of 2112 bytes. A row's sum is the same either
-// way.
+// are the sixteens of two cells, for partners that lie a multiple of 16 rows apart, and where x is read for more rows
+// at a time. A chunk is two spans; the cells of neighbouring spans are neighbours in memory, so that it is kCells runs
+// of 2112 bytes. A row's sum is the same either way.
 //
 // Codes less 8 are exact in either type, and so are their products with x in the tensor cores; a span's sum is fp32 and
 // is multiplied by the row's scale once. The order of all sums depends on the columns only.
