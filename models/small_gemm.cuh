@@ -410,17 +410,9 @@ void launch_small_gemm(const char* name, const Exec& exec, int multiprocessors, 
     args.band_step = kBandRows;
   }
   args.bands = static_cast<int>((bands.rows + args.band_step - 1) / args.band_step);
-  switch (plan.rows) {
-    case 32:
-      return launch_tiles<T, 32>(name, exec, plan, args);
-    case 64:
-      return launch_tiles<T, 64>(name, exec, plan, args);
-    case 96:
-      return launch_tiles<T, 96>(name, exec, plan, args);
-    default:
-      assert(plan.rows == 128);
-      return launch_tiles<T, 128>(name, exec, plan, args);
-  }
+  if (plan.rows == 32) return launch_tiles<T, 32>(name, exec, plan, args);
+  assert(plan.rows == 64);
+  launch_tiles<T, 64>(name, exec, plan, args);
 }
 
 // The bands of a plain product.

@@ -32,24 +32,21 @@ void launch_plain(const Exec& exec, int multiprocessors, const TensorRef& x, con
 
 }  // namespace
 
-// The time of a plan in rows of W that a block reads over all columns, x counting as some more: the least of them. Two
-// blocks share a tile only where there is room for all of them at once.
+// Two blocks share a tile where there is room for all of them at once. Tiles are small otherwise, though each reads x
+// anew: while the sums of a block's last tile are put out, nothing is under way to it (docs/kernels.md).
 TilePlan plan_tiles(std::int64_t rows, std::int64_t columns, int multiprocessors) {
-  constexpr std::int64_t kInputRows = 16;
   constexpr std::int64_t kFewColumns = 1024;  // not worth a meeting
   const std::int64_t room = std::int64_t{kSmallGemmBlocks} * multiprocessors;
-  TilePlan best;
-  std::int64_t best_time = 0;
-  for (const int tile_rows : {32, 64, 96, 128}) {
-    const std::int64_t tiles = (rows + tile_rows - 1) / tile_rows;
-    const int parts = columns >= kFewColumns && kParts * tiles <= room ? kParts : 1;
-    const std::int64_t rounds = (tiles * parts + room - 1) / room;
-    const std::int64_t time = rounds * kParts * (tile_rows + kInputRows) / parts;
-    if (best.rows != 0 && time >= best_time) continue;
-    best_time = time;
-    best = {.rows = tile_rows, .parts = parts, .grid = static_cast<int>((tiles + rounds - 1) / rounds) * parts};
+  const auto tiles_of = [&](int tile_rows) { return (rows + tile_rows - 1) / tile_rows; };
+  for (const int tile_rows : {32, 64}) {
+    const std::int64_t blocks = kParts * tiles_of(tile_rows);
+    if (columns >= kFewColumns && blocks <= room) {
+      return {.rows = tile_rows, .parts = kParts, .grid = static_cast<int>(blocks)};
+    }
   }
-  return best;
+  const std::int64_t tiles = tiles_of(32);
+  const std::int64_t rounds = (tiles + room - 1) / room;
+  return {.rows = 32, .parts = 1, .grid = static_cast<int>((tiles + rounds - 1) / rounds)};
 }
 
 bool has_small_gemm() {
