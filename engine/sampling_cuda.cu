@@ -1,7 +1,7 @@
 // From logits to token ids on CUDA; semantics in engine/sampling.h.
 //
-//   logits [seqs, vocab] f32; block s = 1024 threads over row s; thread i takes the logits i, i + 1024, ..., eight
-//   loads in flight
+//   logits [seqs, vocab] f32; a cluster of blocks of 1024 threads a row looks for its largest logit, thread i of them
+//   all taking the logits i, i + their number, ..., eight loads in flight; what is left to do, its first block does
 //
 // Thresholds are found without sorting. A float maps to an unsigned key of the same order; "the largest value at and
 // above which the logits weigh at least w" is found a byte of the key at a time, from the top, by a histogram of the
@@ -12,10 +12,11 @@
 //
 // Bytes: the row once (greedy, plain temperature: twice), and four times for each of top-k and top-p; beyond the first
 // time it comes from L2. One block a row is bound by what one multiprocessor can read, some 100 GB/s: 5 us for each
-// pass over 128256 logits.
+// pass over 128256 logits. So the pass that greedy decoding needs is shared by a cluster (compute capability 9.0).
 #include <cstdint>
 #include <string>
 
+#include "engine/core/cluster.cuh"
 #include "engine/core/error.h"
 #include "engine/core/launch.cuh"
 #include "engine/core/overlap.cuh"
@@ -27,6 +28,8 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kBatch = 8;
+constexpr int kMostParts = 8;  // blocks a row
+static_assert(kMostParts <= kMaxCluster);
 constexpr int kBins = 256;
 // Copies of the histogram, by warps, so that fewer atomics meet.
 constexpr int kCopies = 8;
@@ -61,24 +64,32 @@ struct Shared {
   std::uint64_t needed;
   unsigned bin;
   Best of_warp[kThreads / 32];
+  Best of_part[kMostParts];
 };
 
-// visit(i, logit) for this thread's logits of a row; a NaN is read as -inf, so that it is never chosen.
+// visit(i, logit) for this thread's logits of a row of which `parts` blocks take a part each; a NaN is read as -inf, so
+// that it is never chosen.
 template <typename Visit>
-__device__ void for_each_logit(const float* row, int vocab, const Visit& visit) {
-  for (int first = static_cast<int>(threadIdx.x); first < vocab; first += kThreads * kBatch) {
+__device__ void for_each_logit(const float* row, int vocab, int part, int parts, const Visit& visit) {
+  const int threads = kThreads * parts;
+  for (int first = kThreads * part + static_cast<int>(threadIdx.x); first < vocab; first += threads * kBatch) {
     float batch[kBatch];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      const int i = first + j * kThreads;
+      const int i = first + j * threads;
       batch[j] = i < vocab ? row[i] : -INFINITY;
     }
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      const int i = first + j * kThreads;
+      const int i = first + j * threads;
       if (i < vocab) visit(i, isnan(batch[j]) ? -INFINITY : batch[j]);
     }
   }
+}
+
+template <typename Visit>
+__device__ void for_each_logit(const float* row, int vocab, const Visit& visit) {
+  for_each_logit(row, vocab, 0, 1, visit);
 }
 
 // The best of all threads' candidates, in every thread.
@@ -201,15 +212,26 @@ __device__ float keep_threshold(Shared& shared, const float* row, int vocab, flo
 
 __global__ void __launch_bounds__(kThreads) sample_row(const __grid_constant__ SampleArgs args) {
   __shared__ Shared shared;
+  const int parts = cluster_blocks();
+  const int part = static_cast<int>(blockIdx.x) % parts;
+  const int s = static_cast<int>(blockIdx.x) / parts;
+  if (parts > 1) arrive_in_cluster();
   wait_for_previous();
-  const int s = static_cast<int>(blockIdx.x);
   const float* row = &args.logits(s, 0);
   const int vocab = static_cast<int>(args.logits.shape(1));
   const SamplingParams params = args.params(s);
 
   Best greedy{-INFINITY, vocab};
-  for_each_logit(row, vocab, [&](int i, float logit) { greedy.offer({logit, i}); });
+  for_each_logit(row, vocab, part, parts, [&](int i, float logit) { greedy.offer({logit, i}); });
   greedy = block_best(shared, greedy);
+  if (parts > 1) {
+    wait_for_cluster();  // the first block has begun
+    if (threadIdx.x == 0) *in_block(&shared.of_part[part], 0) = greedy;
+    arrive_in_cluster();
+    if (part != 0) return;
+    wait_for_cluster();
+    for (int i = 0; i < parts; ++i) greedy.offer(shared.of_part[i]);
+  }
   if (!(params.temperature > 0.0F) || greedy.score == -INFINITY) {
     if (threadIdx.x == 0) args.ids(s) = greedy.score == -INFINITY ? -1 : greedy.id;
     return;
@@ -228,6 +250,14 @@ __global__ void __launch_bounds__(kThreads) sample_row(const __grid_constant__ S
   if (threadIdx.x == 0) args.ids(s) = drawn.id;
 }
 
+// As many as have a multiprocessor each.
+std::int64_t parts_of_row(std::int64_t rows) {
+  static const bool clusters = code_version(sample_row) >= 90;
+  std::int64_t parts = clusters ? kMostParts : 1;
+  while (parts > 1 && rows * parts > multiprocessor_count()) parts /= 2;
+  return parts;
+}
+
 }  // namespace
 
 void sample(const Exec& exec, TensorView<const float, 2> logits, TensorView<const SamplingParams, 1> params,
@@ -237,7 +267,11 @@ void sample(const Exec& exec, TensorView<const float, 2> logits, TensorView<cons
     refuse({"sampling on CUDA", std::to_string(logits.shape(1)) + " logits a row",
             "at most " + std::to_string(kMaxVocab), "use --device cpu"});
   }
-  const Dims dims{.grid = dim3(static_cast<unsigned>(logits.shape(0))), .block = dim3(kThreads), .overlap = true};
+  const std::int64_t parts = parts_of_row(logits.shape(0));
+  const Dims dims{.grid = dim3(static_cast<unsigned>(logits.shape(0) * parts)),
+                  .block = dim3(kThreads),
+                  .overlap = true,
+                  .cluster = dim3(static_cast<unsigned>(parts))};
   launch("sample", sample_row, dims, exec.stream, SampleArgs{logits, params, step, ids});
 }
 
