@@ -298,17 +298,18 @@ __global__ void __launch_bounds__(kThreads, 1) write_static(const __grid_constan
 void select_static(const Exec& exec, const AttentionShape& shape, const Batch& batch, const TopKScores& scores,
                    const StaticRule& rule, DenseLimit dense, const Selection& list) {
   if (batch.seqs == 0) return;
-  launch(
-      "select_static", write_static,
-      {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(batch.seqs)), .block = dim3(kThreads)},
-      exec.stream,
-      StaticArgs{.kv_len = batch.kv_len,
-                 .scores = scores,
-                 .rule = rule,
-                 .list = list,
-                 .dense_tokens = dense.tokens,
-                 .group = shape.group(),
-                 .page_tokens = shape.page_tokens});
+  launch("select_static", write_static,
+         {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(batch.seqs)),
+          .block = dim3(kThreads),
+          .overlap = true},
+         exec.stream,
+         StaticArgs{.kv_len = batch.kv_len,
+                    .scores = scores,
+                    .rule = rule,
+                    .list = list,
+                    .dense_tokens = dense.tokens,
+                    .group = shape.group(),
+                    .page_tokens = shape.page_tokens});
 }
 
 }  // namespace vesper::cuda
