@@ -59,6 +59,30 @@ __device__ inline void hide_row_keys_from(int keys, float (&scores)[2][4]) {
   }
 }
 
+// Turns a half's scores, of its rows, into weights; what earlier sums shrink by.
+template <int kHeadDim, int kHalves>
+__device__ float weigh_rows(RunningRows<kHeadDim, kHalves>& running, float (&scores)[2][4], int half,
+                            float scale_log2) {
+  float* left = scores[0] + 2 * half;
+  float* right = scores[1] + 2 * half;
+  const float largest = row_max(fmaxf(fmaxf(left[0], left[1]), fmaxf(right[0], right[1])));
+  const float max = fmaxf(running.max[half], largest * scale_log2);
+  const float shrink = exp2_approx(running.max[half] - max);
+  running.max[half] = max;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    left[e] = exp2_approx(fmaf(left[e], scale_log2, -max));
+    right[e] = exp2_approx(fmaf(right[e], scale_log2, -max));
+  }
+  running.sum[half] = fmaf(running.sum[half], shrink, (left[0] + left[1]) + (right[0] + right[1]));
+#pragma unroll
+  for (int n = 0; n < kHeadDim / 8; ++n) {
+    running.out[n][2 * half] *= shrink;
+    running.out[n][2 * half + 1] *= shrink;
+  }
+  return shrink;
+}
+
 // Turns scores into weights and takes the piece's values with them. At least one score of a row is finite.
 template <typename T, int kHeadDim, int kHalves>
 __device__ void take_into_rows(RunningRows<kHeadDim, kHalves>& running, float (&scores)[2][4], unsigned slot,
@@ -66,25 +90,9 @@ __device__ void take_into_rows(RunningRows<kHeadDim, kHalves>& running, float (&
   unsigned p[4] = {};
 #pragma unroll
   for (int half = 0; half < kHalves; ++half) {
-    float* left = scores[0] + 2 * half;
-    float* right = scores[1] + 2 * half;
-    const float largest = row_max(fmaxf(fmaxf(left[0], left[1]), fmaxf(right[0], right[1])));
-    const float max = fmaxf(running.max[half], largest * scale_log2);
-    const float shrink = exp2_approx(running.max[half] - max);
-    running.max[half] = max;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      left[e] = exp2_approx(fmaf(left[e], scale_log2, -max));
-      right[e] = exp2_approx(fmaf(right[e], scale_log2, -max));
-    }
-    running.sum[half] = fmaf(running.sum[half], shrink, (left[0] + left[1]) + (right[0] + right[1]));
-    p[half] = narrow_pair<T>(left[0], left[1]);
-    p[half + 2] = narrow_pair<T>(right[0], right[1]);
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-      running.out[n][2 * half] *= shrink;
-      running.out[n][2 * half + 1] *= shrink;
-    }
+    (void)weigh_rows(running, scores, half, scale_log2);
+    p[half] = narrow_pair<T>(scores[0][2 * half], scores[0][2 * half + 1]);
+    p[half + 2] = narrow_pair<T>(scores[1][2 * half], scores[1][2 * half + 1]);
   }
 
   const unsigned values = corner_block<kHeadDim, Quarters::kDownFirst>(slot + kTileBytes<kHeadDim>, this_lane());
@@ -94,6 +102,81 @@ __device__ void take_into_rows(RunningRows<kHeadDim, kHalves>& running, float (&
     load_block_transposed(v, block_at<kHeadDim>(values, 0, d));
     multiply_add<T>(running.out[d / 8], p, v[0], v[1]);
     multiply_add<T>(running.out[d / 8 + 1], p, v[2], v[3]);
+  }
+}
+
+// Sums of squared weights beside those of the weights, relative to the square of the same maxima: of w^2 and w^2 |v|^2,
+// over this lane's own columns until the end, and of w^2 v. The last lie in the rows r + 8 of RunningRows::out where
+// the group has at most 8 heads, and are then no work of their own.
+template <int kHeadDim, int kHalves>
+struct SquaredRows {
+  float sum[kHalves] = {};
+  float spread[kHalves] = {};
+  float out[kHalves == 1 ? 1 : kHeadDim / 8][4] = {};
+};
+
+// As take_into_rows, and the squares. `norms`: |v|^2 of this lane's columns. A squared weight multiplies values as the
+// sum of two numbers of T: in bf16 2^-17 of it is lost.
+template <typename T, int kHeadDim, int kHalves>
+__device__ void take_squares_into_rows(RunningRows<kHeadDim, kHalves>& running, SquaredRows<kHeadDim, kHalves>& squared,
+                                       float (&scores)[2][4], const float (&norms)[4], unsigned slot,
+                                       float scale_log2) {
+  unsigned p[4] = {};
+  unsigned high[4] = {};
+  unsigned low[4] = {};
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half) {
+    const float shrink = weigh_rows(running, scores, half, scale_log2);
+    const float shrink_squared = shrink * shrink;
+    squared.sum[half] *= shrink_squared;
+    squared.spread[half] *= shrink_squared;
+    const int row = kHalves == 1 ? 1 : half;  // of the fragment's two
+#pragma unroll
+    for (int right = 0; right < 2; ++right) {
+      const float* weight = scores[right] + 2 * half;
+      const float2 square = {weight[0] * weight[0], weight[1] * weight[1]};
+      squared.sum[half] += square.x + square.y;
+      squared.spread[half] =
+          fmaf(square.x, norms[2 * right], fmaf(square.y, norms[2 * right + 1], squared.spread[half]));
+      p[half + 2 * right] = narrow_pair<T>(weight[0], weight[1]);
+      high[row + 2 * right] = narrow_pair<T>(square.x, square.y);
+      const float2 rounded = widen_pair<T>(high[row + 2 * right]);
+      low[row + 2 * right] = narrow_pair<T>(square.x - rounded.x, square.y - rounded.y);
+    }
+    auto& out = [&]() -> auto& {
+      if constexpr (kHalves == 1) {
+        return running.out;
+      } else {
+        return squared.out;
+      }
+    }
+    ();
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) {
+      out[n][2 * row] *= shrink_squared;
+      out[n][2 * row + 1] *= shrink_squared;
+    }
+  }
+  if constexpr (kHalves == 1) {
+    p[1] = high[1];
+    p[3] = high[3];
+  }
+
+  const unsigned values = corner_block<kHeadDim, Quarters::kDownFirst>(slot + kTileBytes<kHeadDim>, this_lane());
+#pragma unroll
+  for (int d = 0; d < kHeadDim; d += 16) {
+    unsigned v[4];
+    load_block_transposed(v, block_at<kHeadDim>(values, 0, d));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      multiply_add<T>(running.out[d / 8 + i], p, v[2 * i], v[2 * i + 1]);
+      if constexpr (kHalves == 1) {
+        multiply_add<T>(running.out[d / 8 + i], low, v[2 * i], v[2 * i + 1]);
+      } else {
+        multiply_add<T>(squared.out[d / 8 + i], high, v[2 * i], v[2 * i + 1]);
+        multiply_add<T>(squared.out[d / 8 + i], low, v[2 * i], v[2 * i + 1]);
+      }
+    }
   }
 }
 

@@ -7,7 +7,36 @@ namespace {
 
 constexpr int kMinSplitTokens = 128;
 
+// Places for a list's parts: static part, pilot and squares of a team, or those of a round.
+int places_of(const SampledCuts& cuts) {
+  return std::max(3 * cuts.team, cuts.parts);
+}
+
 }  // namespace
+
+SampledCuts sampled_cuts(int lists, int tokens, int units) {
+  // A part costs its block a twentieth of a long list's static part and pilot beside its share of them.
+  constexpr double kOwnCost = 0.05;
+  constexpr int kMostTeam = 32;
+  constexpr int kShortContext = 8192;
+  constexpr int kShortTeam = 16;
+  SampledCuts cuts;
+  double least = 0.0;
+  for (int team = 1; team <= (tokens < kShortContext ? kShortTeam : kMostTeam); team *= 2) {
+    const std::int64_t waves = (std::int64_t{lists} * team + units - 1) / units;
+    const double cost = static_cast<double>(waves) * (1.0 / team + kOwnCost);
+    if (team == 1 || cost < least) {
+      least = cost;
+      cuts.team = team;
+    }
+  }
+  // Few lists leave a block one part of each, many have the other lists' work to hide a long part behind.
+  constexpr int kLeastParts = 8;
+  constexpr int kAllParts = 16384;
+  cuts.draws = lists * 8 <= units ? 128 : 256;
+  cuts.parts = std::clamp(kAllParts / std::max(1, lists), kLeastParts, 64);
+  return cuts;
+}
 
 SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits& limits, int seqs, int tokens) {
   const AttentionShape& shape = limits.shape;
@@ -22,13 +51,26 @@ SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits
     return scratch;
   }
   const int lists = seqs * shape.kv_heads;
-  const int blocks = std::max(lists, decode_units(limits));
   const int group = shape.group();
-  scratch.parts = carver.take<float>(blocks, 2, group, shape.head_dim);
-  scratch.part_sums = carver.take<float>(blocks, 2, group, 2);
-  scratch.estimates = carver.take<float>(lists, 2 * group * shape.head_dim + group);
-  scratch.moments = carver.take<double>(blocks, group, 3);
-  scratch.beyond = carver.take<std::int32_t>(blocks, 2, 2);
+  scratch.cuts = sampled_cuts(lists, tokens, decode_units(limits));
+  const int parts = places_of(scratch.cuts);
+  // As much as any smaller step takes, whose lists are cut more finely.
+  std::int64_t most = 0;
+  for (int s = 1; s <= seqs; ++s) {
+    const int smaller = s * shape.kv_heads;
+    most = std::max(most, std::int64_t{smaller} * places_of(sampled_cuts(smaller, tokens, decode_units(limits))));
+  }
+  scratch.parts =
+      TensorView<float, 4>(carver.take<float>(most, group, shape.head_dim).data(), lists, parts, group, shape.head_dim);
+  scratch.part_sums =
+      TensorView<float, 4>(carver.take<float>(most, group, kPartSums).data(), lists, parts, group, kPartSums);
+  scratch.totals = carver.take<float>(lists, 2, group, shape.head_dim);
+  scratch.total_sums = carver.take<float>(lists, 2, group, 2);
+  scratch.estimates = carver.take<float>(lists, group, shape.head_dim);
+  scratch.estimate_sums = carver.take<float>(lists, group, 2);
+  scratch.rounds = carver.take<std::int32_t>(lists, kRoundNumbers);
+  // Three rounds of draws, and a second look at the pilot.
+  scratch.queue = carver.take<std::int32_t>(4 * most, kQueuedNumbers);
   scratch.shares = carver.take<float>(lists, tokens);
   return scratch;
 }

@@ -8,6 +8,21 @@
 
 namespace vesper {
 
+// How the work on lists is cut into parts on CUDA, where as many blocks as run at once take them as they come. The cuts
+// depend on the number of lists and on each list's own numbers, so results do not depend on who takes what.
+struct SampledCuts {
+  int team = 1;    // parts of a list's static part and pilot
+  int draws = 16;  // of a later part, a multiple of 16, unless they are too many for
+  int parts = 1;   // so many parts of each round of draws
+};
+// For lists of up to `tokens` entries on a device that runs `units` blocks.
+SampledCuts sampled_cuts(int lists, int tokens, int units);
+
+inline constexpr int kMostParts = 128;  // of a round
+inline constexpr int kPartSums = 4;
+inline constexpr int kRoundNumbers = 8;
+inline constexpr int kQueuedNumbers = 8;
+
 // What attend_sampled works with, on the step's device; each device uses its own half.
 struct SampledScratch {
   // CPU: results of static part and pilot, and parts of attend_selected.
@@ -15,14 +30,19 @@ struct SampledScratch {
   TensorView<float, 2> pilot_lse;  // [seqs, heads]
   SplitPartials partials;
 
-  // CUDA. A block is one of the team that attends over a list, `static` and `tail` the two parts of a list.
-  TensorView<float, 4> parts;      // [blocks, {static, tail}, group, head_dim] sums of e^{s - max} v
-  TensorView<float, 4> part_sums;  // [blocks, {static, tail}, group, {max, sum}], max in exponents of 2
-  TensorView<float, 2> estimates;  // [lists, {o, sum over the pilot of w (v - o), log2 of D}]: 2 group head_dim + group
-  TensorView<double, 3> moments;   // [blocks, group, {sum w, sum w^2, sum w^2 |v - o|^2}]
-  TensorView<std::int32_t, 3> beyond;   // [blocks, {first look, second}, {fresh, old draws}] beyond the tolerance
+  // CUDA. A part is what one block attended to: of the static part, of the pilot (and its squared weights), or of what
+  // is drawn behind it. Maxima and logarithms are exponents of 2.
+  TensorView<float, 4> parts;           // [lists, parts, group, head_dim] sums of w v, w = e^{s - max}
+  TensorView<float, 4> part_sums;       // [lists, parts, group, 4]: kPartSums
+  TensorView<float, 4> totals;          // [lists, {static, tail}, group, head_dim] of the parts so far
+  TensorView<float, 4> total_sums;      // [lists, {static, tail}, group, {max, sum}]
+  TensorView<float, 3> estimates;       // [lists, group, head_dim] o of static part and pilot
+  TensorView<float, 3> estimate_sums;   // [lists, group, {log D, |o|^2}]
+  TensorView<std::int32_t, 2> rounds;   // [lists, kRoundNumbers]
+  TensorView<std::int32_t, 2> queue;    // [.., kQueuedNumbers] parts that wait for a block
   TensorView<float, 2> shares;          // [lists, capacity] of a draw: its largest w / tolerance
-  TensorView<std::int32_t, 2> tickets;  // [seqs, kv_heads] counters, of the caller's: all zero before and after
+  TensorView<std::int32_t, 1> tickets;  // [lists + kMoreTickets] counters, of the caller's: all zero before and after
+  SampledCuts cuts;
 };
 
 // Views over lists of up to `tokens` entries for `seqs` sequences, without `tickets`.

@@ -100,7 +100,8 @@ std::int64_t listed_tokens(const Exec& exec, const AttentionShape& shape, const 
 }
 
 std::int64_t ticket_bytes(const AttentionLimits& limits) {
-  return std::int64_t{limits.max_seqs} * limits.shape.kv_heads * static_cast<std::int64_t>(sizeof(std::int32_t));
+  return (std::int64_t{limits.max_seqs} * limits.shape.kv_heads + kMoreTickets) *
+         static_cast<std::int64_t>(sizeof(std::int32_t));
 }
 
 SparseAttention::SparseAttention(const AttentionLimits& limits, DenseLimit dense, const AttentionScratch& scratch,

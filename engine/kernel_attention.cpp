@@ -48,6 +48,7 @@ class AttentionKernels {
 
   std::vector<KernelRow> run(const KernelSetting& setting) {
     zero_bytes(exec_, scratch().tickets.data(), scratch().tickets.size() * 4);
+    zero_bytes(exec_, scratch().sampling.tickets.data(), scratch().sampling.tickets.size() * 4);
     if (setting.wants("append")) append();  // before the truth is read: it stores a token
     truth_.emplace(exec_, world_);
     if (setting.wants("dense")) dense();
@@ -88,7 +89,7 @@ class AttentionKernels {
     scratch.guard_hits = carver.take<std::int32_t>(seqs, g);
     scratch.sampling = take_sampled_scratch(carver, limits_, seqs, tokens);
     scratch.tickets = carver.take<std::int32_t>(seqs, g);
-    scratch.sampling.tickets = scratch.tickets;
+    scratch.sampling.tickets = carver.take<std::int32_t>(std::int64_t{seqs} * g + kMoreTickets);
     const std::int64_t bytes =
         std::max(list_partial_bytes(limits_, false, world_.pages(), kMinSplitTokens / shape_.page_tokens),
                  list_partial_bytes(limits_, true, tokens, kMinSplitTokens));

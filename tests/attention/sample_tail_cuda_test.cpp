@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -237,9 +238,11 @@ void expect_attended(Layer& layer, const ListBuffers& lists, int s, int h, const
 }
 
 // CUDA's lists must lie among the CPU's at epsilon and a thousandth to either side: a term near the tolerance may fall
-// on either side of it, and a size to either side of a whole number. Its output must be that of its own list.
+// on either side of it, and a size to either side of a whole number. Its output must be that of its own list, and the
+// same bits when it is run again, whoever then takes which part.
 template <typename T>
-void compare_samples(const Stream& stream, Layer& layer, const SampleRule& rule, const std::string& what, Seen& seen) {
+void compare_samples(const Stream& stream, Layer& layer, const SampleRule& rule, const std::string& what, Seen& seen,
+                     const std::optional<SampledCuts>& cuts = {}) {
   const DenseLimit dense{.tokens = 30};
   const Batch& batch = layer.ragged.batch;
   const AttentionShape& shape = layer.shape;
@@ -267,16 +270,23 @@ void compare_samples(const Stream& stream, Layer& layer, const SampleRule& rule,
   const Buffer memory(Memory::kDevice, counter.used(), "test");
   ScratchCarver carver(memory.data());
   SampledScratch scratch = take_sampled_scratch(carver, limits, batch.seqs, batch.max_kv_len);
-  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(batch.seqs * shape.kv_heads));
+  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(batch.seqs * shape.kv_heads + kMoreTickets));
   const Buffer tickets = upload(stream, zeros);
-  scratch.tickets = tickets.view<std::int32_t>(batch.seqs, shape.kv_heads);
-  attend_sampled(stream.exec(), shape, q.ref(dtype, batch.seqs, width), kv, device.batch, rule, dense, lists.list,
-                 lists.report, scratch, out.ref(dtype, batch.seqs, width), lse.view<float>(batch.seqs, shape.heads));
-  EXPECT_EQ(download<std::int32_t>(stream, tickets, zeros.size()), zeros) << what;
+  scratch.tickets = tickets.view<std::int32_t>(std::ssize(zeros));
+  if (cuts) scratch.cuts = *cuts;
+  const auto attend = [&] {
+    attend_sampled(stream.exec(), shape, q.ref(dtype, batch.seqs, width), kv, device.batch, rule, dense, lists.list,
+                   lists.report, scratch, out.ref(dtype, batch.seqs, width), lse.view<float>(batch.seqs, shape.heads));
+    EXPECT_EQ(download<std::int32_t>(stream, tickets, zeros.size()), zeros) << what;
+  };
+  attend();
   ListBuffers found(fixed);
   lists.read(stream, found);
   const std::vector<float> outs = download_floats<T>(stream, out, layer.q.size());
   const std::vector<float> lses = download<float>(stream, lse, layer.lse.size());
+  attend();
+  EXPECT_EQ(download_floats<T>(stream, out, layer.q.size()), outs) << what;
+  EXPECT_EQ(download<float>(stream, lse, layer.lse.size()), lses) << what;
 
   std::vector<ListBuffers> expected(3, fixed);
   for (int i = 0; i < 3; ++i)
@@ -407,6 +417,36 @@ TYPED_TEST(SizeSampleCuda, GuardsAsTheCpuDoes) {
     }
   }
   EXPECT_GT(seen.hit, 20) << "too few hits to show anything";
+}
+
+// More lists than blocks, of lengths between none and thousands, a third with tokens that the guard finds: parts wait
+// in the queue in all rounds.
+TYPED_TEST(SizeSampleCuda, TakesTurnsAtManyListsAsTheCpuDoes) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  std::mt19937 random(5);
+  std::vector<int> lengths;
+  for (int s = 0; s < 70; ++s) lengths.push_back(s % 7 == 0 ? 3000 + 20 * s : s % 5 == 0 ? 25 + s / 10 : 40 + 13 * s);
+  Layer layer(random, shape_of(1, 5, 64, 16), lengths);
+  for (int s = 0; s < 70; ++s) {
+    if (s % 3 != 0 || lengths[static_cast<std::size_t>(s)] < 600) continue;
+    for (int h = 0; h < 5; h += 1 + s % 2) {
+      for (int i = 0; i < 4 + s % 9; ++i) layer.plant(s, h, 100 + 31 * i + s, 8.5F);
+    }
+  }
+  layer.round<TypeParam>();
+  const SampleRule rule{.epsilon = 0.2F, .pilot = {60}, .seed = 3, .layer = 1};
+  Seen seen;
+  compare_samples<TypeParam>(stream, layer, rule, "cut as planned", seen);
+  for (const SampledCuts& cuts :
+       {SampledCuts{.team = 1, .draws = 16, .parts = 8}, SampledCuts{.team = 2, .draws = 32, .parts = 2},
+        SampledCuts{.team = 2, .draws = 512, .parts = 8}}) {
+    compare_samples<TypeParam>(stream, layer, rule,
+                               "team " + std::to_string(cuts.team) + ", parts of " + std::to_string(cuts.draws), seen,
+                               cuts);
+  }
+  EXPECT_GT(seen.sized, 100) << "too few samples between pilot and rest to show anything";
+  EXPECT_GT(seen.hit, 40) << "too few hits to show anything";
 }
 
 }  // namespace
