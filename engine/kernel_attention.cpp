@@ -355,21 +355,56 @@ class AttentionKernels {
     SampleRule sample;
     sample.epsilon = 0.1F;
     sample.z = static_cast<float>(inverse_normal(0.95));  // delta 0.1
-    const std::int64_t statics = entries_of(exec_, s.sampled);
-    const auto attend = [&](int turn) {
-      attend_sampled(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, sample, {}, s.sampled, {s.guard_hits},
-                     s.sampling, world_.out(turn), world_.lse(turn));
+    // A layer's sample is sized by its own static part.
+    const auto lay_out_lists = [&](ScratchCarver& carver) {
+      std::vector<Selection> lists;
+      lists.reserve(static_cast<std::size_t>(world_.turns()));
+      for (int turn = 0; turn < world_.turns(); ++turn) {
+        lists.push_back(take_selection(carver, SelectionUnit::kTokens, world_.seqs(), shape_.kv_heads,
+                                       world_.pages() * shape_.page_tokens));
+      }
+      return lists;
     };
-    attend(0);
-    synchronize(exec_);
-    const std::int64_t listed = entries_of(exec_, s.sampled);
+    ScratchCarver counter(nullptr);
+    (void)lay_out_lists(counter);
+    const Buffer memory(world_.memory(), counter.used(), "the layers' sampled lists");
+    ScratchCarver carver(memory.data());
+    const std::vector<Selection> lists = lay_out_lists(carver);
+    const auto entries = [&] {
+      std::int64_t sum = 0;
+      for (const Selection& list : lists) sum += entries_of(exec_, list);
+      return sum / world_.turns();
+    };
+    const auto attend = [&](int turn) {
+      sample.layer = turn;
+      attend_sampled(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, sample, {},
+                     lists[static_cast<std::size_t>(turn)], {s.guard_hits}, s.sampling, world_.out(turn),
+                     world_.lse(turn));
+    };
+    for (int turn = 0; turn < world_.turns(); ++turn) {
+      score_pages(exec_, shape_, world_.q(turn), world_.kv(turn), batch_, PageScore::kMinMax, GroupScore::kMax, {},
+                  s.page_scores);
+      select_static(exec_, shape_, batch_, scores, rule, {}, lists[static_cast<std::size_t>(turn)]);
+    }
+    const std::int64_t statics = entries();
+    for (int turn = 0; turn < world_.turns(); ++turn) attend(turn);
+    const std::int64_t listed = entries();
     KernelRow& attended =
         time("sample", fmt::format("draw, size and attend, {} tokens a list", listed / s.sampled.count.size()),
              attend_sampled_cost(shape_, world_.dtype(), world_.seqs(), listed, listed - statics), attend);
-    const HostList found(exec_, s.sampled);
+    const HostList found(exec_, lists[0]);
+    sample.layer = 0;
     attended.check =
         check_attended(attended.kernel, world_.dtype(), group_rows(world_.out(0)), truth_->attend(&found.list)) + ", " +
         check_sample(sample, by_cpu, found);
+
+    VAttentionConfig settings;
+    settings.epsilon = 0.1F;
+    settings.delta = 0.1F;
+    whole("vattention, epsilon and delta 0.1, top-k 2.5 % by pages", make_vattention(settings, 0, limits_),
+          score_pages_cost(shape_, world_.dtype(), PageScore::kMinMax, world_.seqs(),
+                           std::int64_t{world_.seqs()} * world_.pages()),
+          listed);
   }
 
   // The CPU's sample: moments of some hundred terms in another order differ by less than a thousandth, and the draws
