@@ -68,9 +68,7 @@ SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits
   scratch.total_sums = carver.take<float>(lists, 2, group, 2);
   scratch.estimates = carver.take<float>(lists, group, shape.head_dim);
   scratch.estimate_sums = carver.take<float>(lists, group, 2);
-  scratch.rounds = carver.take<std::int32_t>(lists, kRoundNumbers);
-  // Three rounds of draws, and a second look at the pilot.
-  scratch.queue = carver.take<std::int32_t>(4 * most, kQueuedNumbers);
+  scratch.rounds = carver.take<std::int32_t>(lists * kSampleRounds, kRoundNumbers);
   scratch.shares = carver.take<float>(lists, tokens);
   return scratch;
 }

@@ -20,8 +20,8 @@ SampledCuts sampled_cuts(int lists, int tokens, int units);
 
 inline constexpr int kMostParts = 128;  // of a round
 inline constexpr int kPartSums = 4;
-inline constexpr int kRoundNumbers = 8;
-inline constexpr int kQueuedNumbers = 8;
+inline constexpr int kSampleRounds = 3;  // of draws
+inline constexpr int kRoundNumbers = 16;
 
 // What attend_sampled works with, on the step's device; each device uses its own half.
 struct SampledScratch {
@@ -38,8 +38,7 @@ struct SampledScratch {
   TensorView<float, 4> total_sums;      // [lists, {static, tail}, group, {max, sum}]
   TensorView<float, 3> estimates;       // [lists, group, head_dim] o of static part and pilot
   TensorView<float, 3> estimate_sums;   // [lists, group, {log D, |o|^2}]
-  TensorView<std::int32_t, 2> rounds;   // [lists, kRoundNumbers]
-  TensorView<std::int32_t, 2> queue;    // [.., kQueuedNumbers] parts that wait for a block
+  TensorView<std::int32_t, 2> rounds;   // [lists * kSampleRounds, kRoundNumbers] that wait for blocks
   TensorView<float, 2> shares;          // [lists, capacity] of a draw: its largest w / tolerance
   TensorView<std::int32_t, 1> tickets;  // [lists + kMoreTickets] counters, of the caller's: all zero before and after
   SampledCuts cuts;

@@ -155,10 +155,9 @@ class SampledList {
             take_into_rows<T, kHeadDim, kHalves>(tail, scores, slot, args_.decode.scale_log2);
           }
         });
-    if (part < 0) return beyond;
-    parts_.park(tail, kTail);
+    if (part >= 0) parts_.park(tail, kTail);
     __syncthreads();
-    parts_.publish(kTail, 0, part, false);
+    if (part >= 0) parts_.publish(kTail, 0, part, false);
     return beyond;
   }
 

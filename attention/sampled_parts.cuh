@@ -45,7 +45,7 @@ struct SampledShared {
   std::int32_t drawn[kHeads];  // that a head asks for
   float bound[kHeads];         // no draw of the pilot has a larger share, times epsilon
   std::int32_t found[kDecodeWarps];
-  std::int32_t item;
+  int2 taken;
 };
 
 __device__ inline float sum_lanes(float x) {
