@@ -18,6 +18,9 @@
 namespace vesper {
 namespace {
 
+// Far above any context, and below what a machine can hold: an endless file ends here, not in all of its memory.
+constexpr std::size_t kMostTextBytes = std::size_t{1} << 28;
+
 std::vector<std::string> read_jsonl(const std::string& path) {
   std::istringstream lines(read_text(path));
   std::vector<std::string> prompts;
@@ -54,6 +57,9 @@ std::string read_text(const std::string& path) {
   for (std::size_t count = 1; file && count > 0;) {
     count = std::fread(buffer.data(), 1, buffer.size(), file.get());
     text.append(buffer.data(), count);
+    if (text.size() > kMostTextBytes) {
+      refuse({"reading " + source, "more than 256 MiB", "a text of at most that", "take a part of it"});
+    }
   }
   if (!file || std::ferror(file.get()) != 0) {
     refuse({"reading " + source, std::strerror(errno), "a readable text file", "check the path"});

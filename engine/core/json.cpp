@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -93,12 +94,16 @@ nlohmann::json parse_json(std::string_view text, const std::string& source) {
 }
 
 nlohmann::json read_json_file(const std::string& path, std::int64_t max_bytes) {
+  // Before it is opened: a folder tells a length of 2^63 - 1, and a named pipe waits for somebody who writes.
+  std::error_code ignored;
+  const std::filesystem::file_status status = std::filesystem::status(path, ignored);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    refuse({"reading " + path, std::filesystem::is_directory(status) ? "a folder" : "something that is no regular file",
+            "a readable JSON file", "check the path"});
+  }
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) refuse({"reading " + path, "a file that cannot be opened", "a readable JSON file", "check the path"});
   const std::int64_t bytes = file.tellg();
-  if (std::filesystem::is_directory(path)) {  // opens, and tells a length of 2^63 - 1
-    refuse({"reading " + path, "a folder", "a readable JSON file", "check the path"});
-  }
   if (bytes > max_bytes) {
     refuse({"reading " + path, std::to_string(bytes) + " bytes", "at most " + std::to_string(max_bytes), ""});
   }

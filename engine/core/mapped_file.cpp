@@ -14,7 +14,8 @@
 namespace vesper {
 
 MappedFile::MappedFile(const std::string& path) {
-  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without waiting: a named pipe would keep it until somebody writes.
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) refuse({"opening " + path, std::strerror(errno), "a readable file", "check the path"});
   struct stat facts {};
   const bool regular = fstat(descriptor, &facts) == 0 && S_ISREG(facts.st_mode);

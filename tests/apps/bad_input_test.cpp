@@ -237,6 +237,7 @@ TEST(BadRequest, PromptsThatAreNoPrompts) {
   expect_names(refused({"tokenize", "--model", demo_model(), "--text", "\xED\xA0\x80"}), {"--text", "offset 0"});
   expect_names(refused(on_demo("generate", {"--prompt-file", folder / "none"})), {folder / "none", "No such file"});
   expect_names(refused(on_demo("generate", {"--prompt-file", folder.path()})), {folder.path(), "directory"});
+  expect_names(refused(on_demo("generate", {"--prompt-file", "/dev/zero"})), {"/dev/zero", "256 MiB"});
 
   const auto refusal_of_lines = [&](const std::string& lines) {
     write_file(path, lines);

@@ -1,8 +1,11 @@
 #include "engine/core/json.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include "engine/core/error.h"
+#include "engine/core/mapped_file.h"
+#include "tests/models/files.h"
 
 namespace vesper {
 namespace {
@@ -49,13 +52,20 @@ TEST(Json, NamesAMissingFile) {
   }
 }
 
-TEST(Json, NamesAFolder) {
-  try {
-    (void)read_json_file("/");
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("reading /: found a folder"), std::string::npos) << error.what();
-  }
+TEST(Json, NamesWhatIsNoFile) {
+  const auto refusal_of = [](const std::string& path) -> std::string {
+    try {
+      (void)read_json_file(path);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(refusal_of("/").find("reading /: found a folder"), 0U);
+  const TempFolder folder;
+  ASSERT_EQ(mkfifo((folder / "pipe").c_str(), 0600), 0);
+  EXPECT_NE(refusal_of(folder / "pipe").find("no regular file"), std::string::npos);  // and does not wait
+  EXPECT_THROW(MappedFile(folder / "pipe"), Error);
 }
 
 TEST(Json, QuotesNamesSafely) {
