@@ -163,6 +163,11 @@ struct MergeLane {
     out = {out.x + next.out.x, out.y + next.out.y, out.z + next.out.z, out.w + next.out.w};
     sum += next.sum;
   }
+  // What the lane of the warp `step` further on has.
+  [[nodiscard]] __device__ MergeLane of_lane_behind(int step) const {
+    const auto there = [step](float x) { return __shfl_down_sync(kAllLanes, x, static_cast<unsigned>(step)); };
+    return {{there(out.x), there(out.y), there(out.z), there(out.w)}, there(sum)};
+  }
   __device__ float4 mean() const {
     const float inverse = sum > 0.0F ? 1.0F / sum : 0.0F;
     return {out.x * inverse, out.y * inverse, out.z * inverse, out.w * inverse};
@@ -292,23 +297,31 @@ __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, co
   }
   if (cluster == 1) return;
   wait_phase(shared_address(&told), 0);
-  for (int i = static_cast<int>(threadIdx.x); i < run; i += static_cast<int>(kDecodeThreads)) {
-    const int vector = split * run + i;
-    if (vector >= vectors) break;
+  // kMergeLanes threads merge a vector, a MergeLane each.
+  const int lane = this_lane() % kMergeLanes;
+  for (int first = 0; first < run; first += static_cast<int>(kDecodeThreads) / kMergeLanes) {
+    const int wanted = first + static_cast<int>(threadIdx.x) / kMergeLanes;
+    const int i = min(wanted, run - 1);  // who has none repeats the last
+    const int vector = min(split * run + i, vectors - 1);
     const int row = vector / kRowVectors;
     float max = -INFINITY;
-    for (int from = 0; from < cluster; ++from) max = fmaxf(max, received_lse[from * args.group + row]);
-    const float shift = merge_shift(max);
-    MergeLane lanes[kMergeLanes];
-#pragma unroll
-    for (int from = 0; from < kMaxCluster; ++from) {
-      if (from >= cluster) break;
-      const float weight = expf(received_lse[from * args.group + row] - shift);
-      if (weight != 0.0F) lanes[from % kMergeLanes].add(weight, received[from * run + i]);
+    for (int from = lane; from < cluster; from += kMergeLanes) {
+      max = fmaxf(max, received_lse[from * args.group + row]);
     }
 #pragma unroll
-    for (int r = 1; r < kMergeLanes; ++r) lanes[0].join(lanes[r]);
-    store_merged(args.out, args.lse, own.s, first_head + row, vector % kRowVectors * 4, lanes[0], shift);
+    for (int step = 1; step < kMergeLanes; step *= 2) max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, step));
+    const float shift = merge_shift(max);
+    MergeLane mine;
+    for (int from = lane; from < cluster; from += kMergeLanes) {
+      const float weight = expf(received_lse[from * args.group + row] - shift);
+      if (weight != 0.0F) mine.add(weight, received[from * run + i]);
+    }
+    MergeLane merged = mine;
+#pragma unroll
+    for (int r = 1; r < kMergeLanes; ++r) merged.join(mine.of_lane_behind(r));
+    if (lane == 0 && wanted < run && split * run + wanted < vectors) {
+      store_merged(args.out, args.lse, own.s, first_head + row, vector % kRowVectors * 4, merged, shift);
+    }
   }
 }
 
