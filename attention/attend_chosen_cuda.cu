@@ -32,15 +32,19 @@
 namespace vesper::cuda {
 namespace {
 
-// Behind the rings lie a block's scores, later what a cluster sends to a block when parts are merged; behind both the
-// pages that the block attends to.
-template <int kHeadDim>
-inline constexpr int kScoresAt = kDecodeWarps* kRingBytes<kHeadDim>;
-template <int kHeadDim>
-VESPER_HD constexpr int kept_at(int block_pages) {
-  return kScoresAt<kHeadDim> +
-         (4 * block_pages > kReceivedBytes<kHeadDim> ? 4 * block_pages : kReceivedBytes<kHeadDim>);
-}
+// Of shared memory: the rings, over which lie messages while pages are chosen; what a cluster sends to a block when
+// parts are merged; a block's scores; the pages that it attends to.
+struct ChosenLayout {
+  int scores_at, kept_at, bytes;
+  // Of clusters for groups of `group` heads, blocks that score up to `block_pages` and attend to up to `kept`.
+  ChosenLayout(int head_dim, int group, int cluster, int block_pages, int kept)
+      : scores_at(kDecodeWarps * ring_bytes(head_dim) + received_bytes(head_dim, group, cluster)),
+        kept_at(scores_at + 4 * block_pages),
+        bytes(kept_at + 4 * kept) {}
+
+ private:
+  static int ring_bytes(int head_dim) { return head_dim == 128 ? kRingBytes<128> : kRingBytes<64>; }
+};
 
 template <typename T>
 struct ChosenArgs {
@@ -51,7 +55,8 @@ struct ChosenArgs {
   KeptCounters counters;
   GroupScore group_score = GroupScore::kMax;
   int min_entries = 0;
-  int block_pages = 0;  // most pages that a block scores
+  int scores_at = 0;  // of shared memory, as kept_at
+  int kept_at = 0;
 };
 
 // Scores pages [begin, end) of the sequence into shared memory. Gives the largest order and the largest
@@ -96,9 +101,9 @@ __device__ uint2 score_run(const ChosenArgs<T>& args, unsigned rings, int begin,
     if (tile < end) fetch(i, page[i]);
     commit_copies();
   }
+  wait_for_cluster();  // the others have begun
   wait_for_previous();
   const auto query = load_bound_queries<T, kHeadDim, kProducts>(args.decode);
-  wait_for_cluster();  // the others have begun
 
   int slot = 0;
   uint2 range = {};
@@ -225,9 +230,7 @@ __device__ void attend_kept(const DecodeArgs<T>& args, unsigned char* shared, co
   int queued[kRing - 1];  // keys of the pieces on their way
 #pragma unroll
   for (int i = 0; i < kRing - 1; ++i) queued[i] = copy_next();
-  arrive_in_cluster();  // from here on parts may be sent to this block
   const auto q = load_queries<T, kHeadDim, kTiles>(args, part_of_grid(args));
-  wait_for_cluster();
   auto running = nothing_yet<kHeadDim, kTiles>();
   int slot = 0;
   for (int key = first; key < end; key += kDecodeWarps * kPiece) {
@@ -268,7 +271,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   const int run = split_length(pages, blocks, kTilePages, kTilePages);
   const int begin = min(rank * run, pages);
   const int end = min(begin + run, pages);
-  auto* scores = reinterpret_cast<float*>(shared + kScoresAt<kHeadDim>);
+  auto* scores = reinterpret_cast<float*>(shared + args.scores_at);
   const PageChoice choice = page_choice(args.budget, kv_len, 1 << decode.page_shift);
   const int between = choice.window_begin - choice.sink_end;
   const int count = pages - between + min(choice.chosen, between);  // of the list; known by lengths alone
@@ -293,7 +296,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   const bool searches = choice.chosen > 0 && choice.chosen < between;
   ListEnd list_end;
   if (searches) list_end = find_list_end(messages, own, choice.chosen, range.x, range.y);
-  const auto* kept = reinterpret_cast<const std::int32_t*>(shared + kept_at<kHeadDim>(args.block_pages));
+  const auto* kept = reinterpret_cast<const std::int32_t*>(shared + args.kept_at);
   list_pages(args, own, choice, list_end, searches, split_entries, early, shared_address(kept),
              shared_address(&meeting.kept_told));
   if (rank == 0 && threadIdx.x == 0) {
@@ -311,18 +314,16 @@ int block_pages_of(int pages, int cluster) {
 }
 
 template <typename T, int kHeadDim>
-void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenArgs<T>& args, int entries, int seqs) {
-  const int cluster = args.decode.splits;
-  const int kept = split_length(entries, cluster, args.min_entries, 1);
-  launch(
-      "attend_chosen_pages",
-      shape.group() <= kTileHeads ? attend_chosen_pages<T, kHeadDim, 1> : attend_chosen_pages<T, kHeadDim, 2>,
-      {.grid = dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(cluster), static_cast<unsigned>(seqs)),
-       .block = dim3(kDecodeThreads),
-       .shared_bytes = static_cast<std::size_t>(kept_at<kHeadDim>(args.block_pages)) + 4 * kept,
-       .overlap = true,
-       .cluster = dim3(1, static_cast<unsigned>(cluster))},
-      exec.stream, args);
+void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenArgs<T>& args, int bytes, int seqs) {
+  const auto cluster = static_cast<unsigned>(args.decode.splits);
+  launch("attend_chosen_pages",
+         shape.group() <= kTileHeads ? attend_chosen_pages<T, kHeadDim, 1> : attend_chosen_pages<T, kHeadDim, 2>,
+         {.grid = dim3(static_cast<unsigned>(shape.kv_heads), cluster, static_cast<unsigned>(seqs)),
+          .block = dim3(kDecodeThreads),
+          .shared_bytes = static_cast<std::size_t>(bytes),
+          .overlap = true,
+          .cluster = dim3(1, cluster)},
+         exec.stream, args);
 }
 
 }  // namespace
@@ -332,13 +333,12 @@ int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries
   int cluster = kMaxCluster;
   while (cluster > 2 && cluster * lists > multiprocessor_count()) cluster /= 2;
   if (cluster * lists > 2 * multiprocessor_count() || !has_clusters()) return 1;
-  const int block_pages = block_pages_of(pages, cluster);
-  const int kept = split_length(entries, cluster, 1, 1);
   // Two blocks a multiprocessor: where each needs one for itself, clusters may not find room for all at once.
   constexpr int kPrivateBytes = 4 * 1024;  // what a block has of shared memory besides
-  const std::int64_t bytes =
-      std::int64_t{shape.head_dim == 128 ? kept_at<128>(block_pages) : kept_at<64>(block_pages)} +
-      std::int64_t{4} * kept + kPrivateBytes;
+  const std::int64_t bytes = ChosenLayout(shape.head_dim, shape.group(), cluster, block_pages_of(pages, cluster),
+                                          split_length(entries, cluster, 1, 1))
+                                 .bytes +
+                             kPrivateBytes;
   return 2 * bytes <= static_cast<std::int64_t>(multiprocessor_shared_bytes()) ? cluster : 1;
 }
 
@@ -352,6 +352,8 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
   const LengthRange lengths{.above = dense.tokens};
   const int entries = static_cast<int>(pages.index.shape(2));
   const int most_pages = (batch.max_kv_len + shape.page_tokens - 1) / shape.page_tokens;
+  const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(most_pages, cluster),
+                            split_length(entries, cluster, min_entries, 1));
   dispatch_16bit(kv.k.dtype, "attending to chosen pages on CUDA", [&](auto element) {
     using T = decltype(element);
     const ChosenArgs<T> args{.decode = decode_args<T>(shape, q, kv, batch, lengths, cluster, {}, out, lse),
@@ -361,9 +363,10 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
                              .counters = counters,
                              .group_score = group_score,
                              .min_entries = min_entries,
-                             .block_pages = block_pages_of(most_pages, cluster)};
-    shape.head_dim == 128 ? launch_chosen<T, 128>(exec, shape, args, entries, batch.seqs)
-                          : launch_chosen<T, 64>(exec, shape, args, entries, batch.seqs);
+                             .scores_at = layout.scores_at,
+                             .kept_at = layout.kept_at};
+    shape.head_dim == 128 ? launch_chosen<T, 128>(exec, shape, args, layout.bytes, batch.seqs)
+                          : launch_chosen<T, 64>(exec, shape, args, layout.bytes, batch.seqs);
   });
 }
 

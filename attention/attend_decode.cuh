@@ -29,6 +29,11 @@ inline constexpr int kMergeStride = kHeadDim + 4;
 // What the blocks of a cluster send to one behind its rings: output [split][its channels], log-sum-exp [split][head].
 template <int kHeadDim>
 inline constexpr int kReceivedBytes = 4 * (kMaxGroup * kHeadDim + 4 * kMaxCluster + kMaxCluster * kMaxGroup);
+// As much of it as a group needs.
+inline int received_bytes(int head_dim, int group, int cluster) {
+  const int run = (group * head_dim / 4 + cluster - 1) / cluster;
+  return 16 * ((run * cluster + (group * cluster + 3) / 4));
+}
 
 // Whether the device, and this build's code for it, knows clusters.
 bool has_clusters();
