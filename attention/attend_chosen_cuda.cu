@@ -13,7 +13,8 @@
 //   (every block sums all blocks' counts, through distributed shared memory), then the few scores of the bin in which
 //   the list ends, which every warp compares for itself. From the same messages a warp knows how many pages are chosen
 //   before its own. It sends what it chooses to the block that will attend to it, and all attend to their part as in
-//   attention/attend_decode.cuh.
+//   attention/attend_decode.cuh. Meanwhile the memory would be idle: each warp has the pages that score best in it
+//   brought into the second-level cache before it is known that they are chosen.
 //   Where that bin holds many (ties, far outliers), the range of orders that it spans is cut into bins in turn.
 // Scores have the bits of attention/score_pages_cuda.cu, lists those of attention/select_list.cuh, and outputs those of
 //   attend_selected split into as many parts.
@@ -59,11 +60,18 @@ struct ChosenArgs {
   int kept_at = 0;
 };
 
-// Scores pages [begin, end) of the sequence into shared memory. Gives the largest order and the largest
-// complement of this lane's candidates.
+constexpr int kLikelyPages = 2;  // of a warp, that are fetched before it is known whether they are chosen
+
+// This lane's candidates: the largest order, the largest complement of one, and the page of the largest score.
+struct Scored {
+  unsigned best = 0, worst = 0;
+  int best_page = -1;
+};
+
+// Scores pages [begin, end) of the sequence into shared memory.
 template <typename T, int kHeadDim, int kProducts>
-__device__ uint2 score_run(const ChosenArgs<T>& args, unsigned rings, int begin, int end, float* scores,
-                           const PageChoice& choice) {
+__device__ Scored score_run(const ChosenArgs<T>& args, unsigned rings, int begin, int end, float* scores,
+                            const PageChoice& choice) {
   constexpr int kRing = kSlots<kHeadDim>;
   constexpr int kStride = kDecodeWarps * kTilePages;
   const unsigned ring = rings + this_warp() * kRingBytes<kHeadDim>;
@@ -106,7 +114,7 @@ __device__ uint2 score_run(const ChosenArgs<T>& args, unsigned rings, int begin,
   const auto query = load_bound_queries<T, kHeadDim, kProducts>(args.decode);
 
   int slot = 0;
-  uint2 range = {};
+  Scored scored;
   for (int tile = first; tile < end; tile += kStride) {
     wait_copies<kRing - 1>();
     __syncwarp();
@@ -121,13 +129,37 @@ __device__ uint2 score_run(const ChosenArgs<T>& args, unsigned rings, int begin,
     const int row = tile + this_lane() / 4 + this_lane() % 2 * 8;
     if (this_lane() % 4 < 2 && row < end) {
       scores[row - begin] = score;
-      const bool candidate = row >= choice.sink_end && row < choice.window_begin;
-      range = {max(range.x, candidate ? order_of(score) : 0U), max(range.y, candidate ? ~order_of(score) : 0U)};
+      if (row >= choice.sink_end && row < choice.window_begin) {
+        const unsigned order = order_of(score);
+        if (order > scored.best) scored.best_page = row;
+        scored.best = max(scored.best, order);
+        scored.worst = max(scored.worst, ~order);
+      }
     }
     slot = slot == kRing - 1 ? 0 : slot + 1;
   }
   wait_copies<0>();
-  return range;
+  return scored;
+}
+
+// Asks for keys and values of the warp's pages that score best, of those best in their lanes: they are on their way
+// while pages are chosen. Nothing depends on whether they are; one that is not chosen costs its bytes.
+template <typename T, int kHeadDim>
+__device__ void fetch_likely(const ChosenArgs<T>& args, const Scored& scored) {
+  const DecodeArgs<T>& decode = args.decode;
+  unsigned left = scored.best;
+  for (int i = 0; i < kLikelyPages; ++i) {
+    const unsigned largest = __reduce_max_sync(kAllLanes, left);
+    if (largest == 0) break;
+    const int lane = __ffs(static_cast<int>(__ballot_sync(kAllLanes, left == largest))) - 1;
+    if (this_lane() == lane) left = 0;
+  }
+  if (left != 0 || scored.best == 0) return;
+  const std::int64_t page = decode.page_table(blockIdx.z, scored.best_page);
+  const std::int64_t tile = ((page * gridDim.x + blockIdx.x) << decode.page_shift) * kHeadDim;
+  const unsigned bytes = (2U * kHeadDim) << decode.page_shift;
+  prefetch_bulk(decode.k + tile, bytes);
+  prefetch_bulk(decode.v + tile, bytes);
 }
 
 // This lane's entries of the page table for the first two rounds of list_pages, read before it is known whether they
@@ -283,7 +315,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   if (threadIdx.x == 0) messages.begin(last_entry - first_entry);
   expect_parts<T, kHeadDim>(decode, told);
   arrive_in_cluster();  // before any copy is on its way: it waits for all that this thread has in flight
-  const uint2 range = score_run<T, kHeadDim, kTiles>(args, shared_address(shared), begin, end, scores, choice);
+  const Scored scored = score_run<T, kHeadDim, kTiles>(args, shared_address(shared), begin, end, scores, choice);
 
   const int warp_run = split_length(run, kDecodeWarps, kWarpPages, kWarpPages);
   WarpPages own{.scores = scores, .block_begin = begin, .blocks = blocks, .section = rank * kDecodeWarps + this_warp()};
@@ -295,7 +327,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
                             own_page(args, own, own.first + this_lane() + kWarpPages)};
   const bool searches = choice.chosen > 0 && choice.chosen < between;
   ListEnd list_end;
-  if (searches) list_end = find_list_end(messages, own, choice.chosen, range.x, range.y);
+  if (searches) {
+    list_end = find_list_end(messages, own, choice.chosen, scored.best, scored.worst,
+                             [&] { fetch_likely<T, kHeadDim>(args, scored); });
+  }
   const auto* kept = reinterpret_cast<const std::int32_t*>(shared + args.kept_at);
   list_pages(args, own, choice, list_end, searches, split_entries, early, shared_address(kept),
              shared_address(&meeting.kept_told));

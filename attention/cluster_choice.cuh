@@ -91,14 +91,16 @@ class Messages {
     arrive_expecting(shared_address(&meeting_.kept_told), static_cast<unsigned>(4 * kept));
   }
 
-  // The cluster's largest `order` and `complement`.
-  __device__ uint2 range(int section, unsigned order, unsigned complement) {
+  // The cluster's largest `order` and `complement`. `meanwhile` is called while the others' are awaited.
+  template <typename Meanwhile>
+  __device__ uint2 range(int section, unsigned order, unsigned complement, const Meanwhile& meanwhile) {
     const uint2 mine = {__reduce_max_sync(kAllLanes, order), __reduce_max_sync(kAllLanes, complement)};
     if (this_lane() < blocks_) {
       const auto block = static_cast<unsigned>(this_lane());
       send(in_block(shared_address(&meeting_.range[section]), block), mine,
            in_block(shared_address(&meeting_.range_told), block));
     }
+    meanwhile();
     receive(meeting_.range_told, range_phase_, range_bytes());
     const uint2 told = this_lane() < sections() ? meeting_.range[this_lane()] : uint2{};
     return {__reduce_max_sync(kAllLanes, told.x), __reduce_max_sync(kAllLanes, told.y)};
@@ -271,10 +273,11 @@ __device__ inline bool compare_members(const Members& told, int needed, unsigned
 }
 
 // Where the list of the `chosen` best candidates ends, more of which there are. `best`, `worst`: largest order and
-// complement of the candidates that this thread has seen.
-__device__ inline ListEnd find_list_end(Messages& messages, const WarpPages& own, int chosen, unsigned best,
-                                        unsigned worst) {
-  uint2 range = messages.range(own.section, best, worst);
+// complement of the candidates that this thread has seen. `meanwhile`: what else there is to do, called once.
+template <typename Meanwhile>
+__device__ ListEnd find_list_end(Messages& messages, const WarpPages& own, int chosen, unsigned best, unsigned worst,
+                                 const Meanwhile& meanwhile) {
+  uint2 range = messages.range(own.section, best, worst, meanwhile);
   __syncthreads();  // the scores of all warps are there
   const EvenBins bins(score_of_order(range.x), score_of_order(~range.y), kBins);
   choose_bin(messages, own, chosen, bins);
@@ -295,7 +298,7 @@ __device__ inline ListEnd find_list_end(Messages& messages, const WarpPages& own
       largest = max(largest, order_of(score));
       complement = max(complement, ~order_of(score));
     });
-    return messages.range(own.section, largest, complement);
+    return messages.range(own.section, largest, complement, [] {});
   };
   range = range_where(in_bin);
   while (~range.y < range.x) {

@@ -61,4 +61,11 @@ __device__ inline void copy_bulk([[maybe_unused]] unsigned to, [[maybe_unused]] 
 #endif
 }
 
+// Asks for bytes to be brought into the second-level cache; alignment as above.
+__device__ inline void prefetch_bulk([[maybe_unused]] const void* from, [[maybe_unused]] unsigned bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+
 }  // namespace vesper::cuda
