@@ -115,6 +115,11 @@ Command make_attend(CLI::App& root) {
       ->type_name("FILE")
       ->group(kOutputFlags);
   add_device_flags(*app, options->model);
+  app->get_option("--attention")
+      ->description(
+          "What the step attends with, as a layer of its own: dense, quest, twilight or vattention, with settings as "
+          "in "
+          "quest:token_budget=1024, or a .json file with a rule for one layer");
   add_seed_flag(*app, options->model, "Of random draws; dense attention has none", kRunFlags);
   app->add_option("--repeat", options->repeat, "Run seeds seed ... seed + N - 1 and stack every output on a first axis")
       ->check(whole_number(1, 1 << 20))
