@@ -6,13 +6,25 @@ namespace vesper {
 namespace {
 
 constexpr int kMinSplitTokens = 128;
+constexpr int kLeastParts = 8;  // of a list's round
+constexpr int kAllParts = 16384;
 
 // Places for a list's parts: static part, pilot and squares of a team, or those of a round.
 int places_of(const SampledCuts& cuts) {
   return std::max(3 * cuts.team, cuts.parts);
 }
 
+// Parts of three rounds of draws of all lists, and of a second look at pilots.
+std::int64_t most_queued(std::int64_t lists) {
+  return 4 * (kAllParts + kLeastParts * lists);
+}
+
 }  // namespace
+
+std::int64_t sample_tickets(std::int64_t lists) {
+  constexpr std::int64_t kBits = 32;
+  return lists + kQueueNumbers + most_queued(lists) / kBits;
+}
 
 SampledCuts sampled_cuts(int lists, int tokens, int units) {
   // A part costs its block a twentieth of a long list's static part and pilot beside its share of them.
@@ -31,10 +43,8 @@ SampledCuts sampled_cuts(int lists, int tokens, int units) {
     }
   }
   // Few lists leave a block one part of each, many have the other lists' work to hide a long part behind.
-  constexpr int kLeastParts = 8;
-  constexpr int kAllParts = 16384;
   cuts.draws = lists * 8 <= units ? 128 : 256;
-  cuts.parts = std::clamp(kAllParts / std::max(1, lists), kLeastParts, 64);
+  cuts.parts = std::clamp(kAllParts / std::max(1, lists), kLeastParts, kMostParts);
   return cuts;
 }
 
@@ -68,7 +78,8 @@ SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits
   scratch.total_sums = carver.take<float>(lists, 2, group, 2);
   scratch.estimates = carver.take<float>(lists, group, shape.head_dim);
   scratch.estimate_sums = carver.take<float>(lists, group, 2);
-  scratch.rounds = carver.take<std::int32_t>(lists * kSampleRounds, kRoundNumbers);
+  scratch.rounds = carver.take<std::int32_t>(lists, kRoundNumbers);
+  scratch.queue = carver.take<std::int32_t>(most_queued(lists), kQueuedNumbers);
   scratch.shares = carver.take<float>(lists, tokens);
   return scratch;
 }

@@ -18,10 +18,14 @@ struct SampledCuts {
 // For lists of up to `tokens` entries on a device that runs `units` blocks.
 SampledCuts sampled_cuts(int lists, int tokens, int units);
 
-inline constexpr int kMostParts = 128;  // of a round
+inline constexpr int kMostParts = 64;  // of a round
 inline constexpr int kPartSums = 4;
-inline constexpr int kSampleRounds = 3;  // of draws
-inline constexpr int kRoundNumbers = 16;
+inline constexpr int kRoundNumbers = 8;
+inline constexpr int kQueueNumbers = 4;
+inline constexpr int kQueuedNumbers = 8;
+
+// Counters of lists and of the queue, and a bit for each of its entries.
+std::int64_t sample_tickets(std::int64_t lists);
 
 // What attend_sampled works with, on the step's device; each device uses its own half.
 struct SampledScratch {
@@ -38,9 +42,10 @@ struct SampledScratch {
   TensorView<float, 4> total_sums;      // [lists, {static, tail}, group, {max, sum}]
   TensorView<float, 3> estimates;       // [lists, group, head_dim] o of static part and pilot
   TensorView<float, 3> estimate_sums;   // [lists, group, {log D, |o|^2}]
-  TensorView<std::int32_t, 2> rounds;   // [lists * kSampleRounds, kRoundNumbers] that wait for blocks
+  TensorView<std::int32_t, 2> rounds;   // [lists, kRoundNumbers]
+  TensorView<std::int32_t, 2> queue;    // [.., kQueuedNumbers] parts that wait for a block
   TensorView<float, 2> shares;          // [lists, capacity] of a draw: its largest w / tolerance
-  TensorView<std::int32_t, 1> tickets;  // [lists + kMoreTickets] counters, of the caller's: all zero before and after
+  TensorView<std::int32_t, 1> tickets;  // [sample_tickets(lists)] of the caller's: all zero before and after
   SampledCuts cuts;
 };
 

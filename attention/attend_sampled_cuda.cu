@@ -36,7 +36,7 @@ template <typename T, int kHeadDim, int kHalves>
 class Worker {
  public:
   __device__ Worker(const SampledArgs<T>& args, SampledShared<T, kHeadDim>& shared, unsigned char* rings)
-      : args_(args), shared_(shared), rings_(rings), queue_(args, shared.taken) {
+      : args_(args), shared_(shared), rings_(rings), queue_(args, shared.item) {
     // Rows that are no heads weigh nothing.
     const int rest = (kHeads - args.decode.group) * kHeadDim;
 #pragma unroll 1
@@ -51,30 +51,29 @@ class Worker {
   __device__ __forceinline__ void run() {
     const int team = args_.scratch.cuts.team;
     const int openings = args_.lists * team;
-    int opening = static_cast<int>(blockIdx.x);
-    const auto next = [&] { return opening < openings ? queue_.next_opening(openings) : openings; };
-    for (;; opening = next()) {
-      const bool opens = opening < openings;
-      TakenPart taken = {};
+    for (int item = static_cast<int>(blockIdx.x);; item = queue_.next()) {
+      const bool opens = item < openings;
+      QueuedPart queued = {};
       if (opens) {
-        taken.list = opening / team;
-        taken.part = opening % team;
-        if (passes_over(taken)) continue;
-        taken.fixed = args_.list.tail_begin(taken.list / args_.kv_heads, taken.list % args_.kv_heads);
-      } else if (!queue_.take(taken)) {
+        queued.list = item / team;
+        queued.part = item % team;
+        if (passes_over(queued)) continue;
+        queued.fixed = args_.list.tail_begin(queued.list / args_.kv_heads, queued.list % args_.kv_heads);
+      } else if (!queue_.take(item - openings, queued)) {
         break;
       }
-      List work(args_, shared_, rings_, taken.list, taken.fixed, [&] {
-        if (!opens) load_estimate(taken.list);
+      List work(args_, shared_, rings_, queued.list, queued.fixed, [&] {
+        if (!opens) load_estimate(queued.list);
       });
+      Round round = queued.round();
       if (opens) {
-        work.attend_static_and_pilot(taken.part);
-        if (!is_last(taken.list, team)) continue;
-        taken.round = size(work, taken.list);
-        taken.part = 0;
-        queue_.queue_others(taken.list, taken.fixed, taken.round);
+        work.attend_static_and_pilot(queued.part);
+        if (!is_last(queued.list, team)) continue;
+        round = size(work, queued.list);
+        queue_.queue_others(queued.list, queued.fixed, round);
+        queued.part = 0;
       }
-      draw(work, taken.list, taken.round, taken.part);
+      draw(work, queued.list, round, queued.part);
     }
     queue_.leave();
   }
@@ -87,7 +86,7 @@ class Worker {
   // --- a list ---
 
   // Whether a list's sequence attends dense.
-  __device__ bool passes_over(const TakenPart& opening) {
+  __device__ bool passes_over(const QueuedPart& opening) {
     const int s = opening.list / args_.kv_heads;
     if (args_.decode.lengths.contains(args_.decode.kv_len(s))) return false;
     if (opening.part == 0) {
@@ -101,7 +100,7 @@ class Worker {
   __device__ __forceinline__ void draw(List& work, int list, Round round, int part) {
     while (true) {
       const RoundCuts cuts(args_.scratch.cuts, round);
-      const bool guarded = round.number < kSampleRounds && round.to < work.rest();
+      const bool guarded = round.number < kLastRound && round.to < work.rest();
       const bool takes = part < cuts.parts;
       const std::int32_t first = takes ? round.from + part * cuts.draws : (part - cuts.parts) * cuts.draws;
       const Draws draws{first, min(first + cuts.draws, takes ? round.to : round.look)};
@@ -109,9 +108,9 @@ class Worker {
           kAllLanes,
           static_cast<unsigned>(work.attend_draws(draws, takes ? part : -1, guarded, work.each_of(round.to)))));
       if (cuts.all() > 1) {
-        queue_.count_beyond(list, round, beyond);
+        queue_.count_beyond(list, beyond);
         if (!is_last(list, cuts.all())) return;
-        round.beyond = queue_.beyond_of(list, round);
+        round = queue_.read_round(list);
       } else {
         round.beyond = block_sum(beyond);  // behind barriers
       }
@@ -206,7 +205,7 @@ class Worker {
     __syncthreads();
     if (pilot == work.rest()) {
       return {
-          .number = kSampleRounds, .from = pilot, .to = pilot, .look = 0, .begin = 0, .hits = 0, .old = 0, .beyond = 0};
+          .number = kLastRound, .from = pilot, .to = pilot, .look = 0, .begin = 0, .hits = 0, .old = 0, .beyond = 0};
     }
     std::int32_t drawn = pilot;
     float bound = 0.0F;

@@ -45,7 +45,7 @@ struct SampledShared {
   std::int32_t drawn[kHeads];  // that a head asks for
   float bound[kHeads];         // no draw of the pilot has a larger share, times epsilon
   std::int32_t found[kDecodeWarps];
-  int2 taken;
+  std::int32_t item;
 };
 
 __device__ inline float sum_lanes(float x) {

@@ -1,6 +1,7 @@
-// The rounds of sampled lists that wait for blocks, and who takes their parts. A round that is queued goes in front of
-// those that are there: a stack whose top is exchanged at once, so that no list waits for another to queue. Nobody's
-// result depends on the order.
+// The parts of sampled lists' rounds that wait for a block, and who takes them. Parts of round 0 are numbered through
+// all lists and are there from the beginning; others follow as they are queued. A block takes the next number, and
+// waits for its entry where that is not written yet. An entry has a bit of its own that says so: lists that queue at
+// the same time do not wait for each other.
 #pragma once
 
 #include "attention/sampled_parts.cuh"
@@ -9,10 +10,11 @@
 namespace vesper::cuda {
 
 // Behind the lists' tickets, for all blocks.
-enum QueueNumber { kTaken, kTop, kEnded, kLeft };
-static_assert(kLeft < kMoreTickets);
+enum QueueNumber { kTaken, kReserved, kEnded, kLeft };
+static_assert(kLeft < kQueueNumbers);
 
 // A round of a list's draws: [from, to) are attended to, [0, look) only looked at again.
+inline constexpr std::int32_t kLastRound = 3;
 struct Round {
   std::int32_t number;
   std::int32_t from, to;
@@ -22,18 +24,7 @@ struct Round {
   std::int32_t old;     // draws before `from` that are beyond the tolerance now
   std::int32_t beyond;  // likewise of the round's own, counted as it is worked on
 };
-
-// How it lies in device memory where it has more than one part, one for each round of each list.
-struct QueuedRound {
-  static constexpr std::int32_t kUnknown = -1;
-  Round round;
-  std::int32_t fixed;  // tokens of the list's static part
-  std::int32_t parts;
-  std::int32_t taken;  // of the parts
-  std::int32_t next;   // round below, counted from 1; 0 for the last
-  std::int32_t unused[4];
-};
-static_assert(sizeof(QueuedRound) == kRoundNumbers * sizeof(std::int32_t) && kRoundNumbers % 4 == 0);
+static_assert(sizeof(Round) == kRoundNumbers * sizeof(std::int32_t));
 
 struct RoundCuts {
   std::int32_t draws;  // of a part
@@ -49,69 +40,91 @@ struct RoundCuts {
   __device__ int all() const { return parts + looks; }
 };
 
-// A part that a block begins.
-struct TakenPart {
-  int list, part;
-  std::int32_t fixed;
-  Round round;
+// What a block needs to begin a part.
+struct QueuedPart {
+  std::int32_t list, part;
+  std::int32_t number, from, to, look;  // of its round
+  std::int32_t fixed;                   // tokens of the list's static part
+  [[nodiscard]] __device__ Round round() const {
+    return {.number = number, .from = from, .to = to, .look = look, .begin = 0, .hits = 0, .old = 0, .beyond = 0};
+  }
 };
 
 template <typename T>
 class SampledQueue {
  public:
-  // `shared`: what all threads of the block are told.
-  __device__ SampledQueue(const SampledArgs<T>& args, int2& shared) : args_(args), shared_(shared) {}
+  // `item`: of shared memory.
+  __device__ SampledQueue(const SampledArgs<T>& args, std::int32_t& item) : args_(args), item_(item) {}
 
-  // The next part of round 0, counted through all lists, of which there are `openings`; a block's first is its own
-  // number.
-  __device__ int next_opening(int openings) {
-    if (static_cast<int>(gridDim.x) >= openings) return openings;
-    if (threadIdx.x == 0) shared_.x = static_cast<int>(gridDim.x) + atomicAdd(number(kTaken), 1);
+  // The next number.
+  __device__ int next() {
+    if (threadIdx.x == 0) item_ = static_cast<int>(gridDim.x) + atomicAdd(number(kTaken), 1);
     __syncthreads();
-    const int next = shared_.x;
+    const int next = item_;
     __syncthreads();
     return next;
   }
-  // A part that is queued, as soon as there is one; false where all lists end without.
-  __device__ bool take(TakenPart& taken) {
+  // The queue's entry `at`, as soon as there is one; false where all lists end without it.
+  __device__ bool take(int at, QueuedPart& queued) {
     let_next_start();  // where all blocks have come here, little is left
-    if (threadIdx.x == 0) shared_ = find();
+    if (threadIdx.x == 0) {
+      const volatile unsigned* word = bits(at / kWordBits);
+      const volatile std::int32_t* ended = number(kEnded);
+      bool is_there = false;
+      bool is_over = false;
+      while (!is_there && !is_over) {
+        is_over = *ended == args_.lists;  // before the other: what ends last queues first
+        is_there = (*word >> at % kWordBits & 1U) != 0;
+      }
+      __threadfence();
+      item_ = is_there ? 1 : 0;
+    }
     __syncthreads();
-    const int2 found = shared_;
-    if (found.x == 0) return false;
-    const auto* from = reinterpret_cast<const int4*>(&queued(found.x));
+    if (item_ == 0) return false;
+    const auto* from = reinterpret_cast<const int4*>(&args_.scratch.queue(at, 0));
     const int4 first = __ldcg(from);
     const int4 second = __ldcg(from + 1);
-    const int4 third = __ldcg(from + 2);
-    taken = {.list = (found.x - 1) / kSampleRounds,
-             .part = found.y,
-             .fixed = third.x,
-             .round = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, 0}};
+    queued = {first.x, first.y, first.z, first.w, second.x, second.y, second.z};
     return true;
   }
   // Queues all of a round's parts but the first, which this block takes.
   __device__ void queue_others(int list, std::int32_t fixed, const Round& round) {
     const int parts = RoundCuts(args_.scratch.cuts, round).all();
     if (parts < 2) return;
-    __syncthreads();  // totals and estimate are written
+    if (threadIdx.x == 0) {
+      auto* const to = reinterpret_cast<int4*>(&args_.scratch.rounds(list, 0));
+      __stcg(to, int4{round.number, round.from, round.to, round.look});
+      __stcg(to + 1, int4{round.begin, round.hits, round.old, 0});
+      item_ = atomicAdd(number(kReserved), parts - 1);
+    }
+    __syncthreads();
+    const std::int32_t begin = item_;
+    for (int part = 1 + static_cast<int>(threadIdx.x); part < parts; part += static_cast<int>(kDecodeThreads)) {
+      auto* const to = reinterpret_cast<int4*>(&args_.scratch.queue(begin + part - 1, 0));
+      __stcg(to, int4{list, part, round.number, round.from});
+      __stcg(to + 1, int4{round.to, round.look, fixed, 0});
+    }
+    __syncthreads();
     if (threadIdx.x != 0) return;
-    const int at = place(list, round.number);
-    QueuedRound& to = queued(at);
-    auto* const words = reinterpret_cast<int4*>(&to);
-    __stcg(words, int4{round.number, round.from, round.to, round.look});
-    __stcg(words + 1, int4{round.begin, round.hits, round.old, 0});
-    __stcg(words + 2, int4{fixed, parts, 1, QueuedRound::kUnknown});
     __threadfence();
-    const std::int32_t below = atomicExch(number(kTop), at);
-    *static_cast<volatile std::int32_t*>(&to.next) = below;
+    const std::int32_t end = begin + parts - 1;
+    for (std::int32_t at = begin; at < end;) {
+      const int first = at % kWordBits;
+      const int count = min(kWordBits - first, end - at);
+      atomicOr(bits(at / kWordBits), (~0U >> (kWordBits - count)) << first);
+      at += count;
+    }
   }
   // Adds a warp's draws to those of its list's queued round.
-  __device__ void count_beyond(int list, const Round& round, std::int32_t draws) const {
-    if (draws > 0 && this_lane() == 0) atomicAdd(&queued(place(list, round.number)).round.beyond, draws);
+  __device__ void count_beyond(int list, std::int32_t draws) const {
+    if (draws > 0 && this_lane() == 0) atomicAdd(&args_.scratch.rounds(list, kRoundNumbers - 1), draws);
   }
-  // Those of a queued round whose parts are done.
-  __device__ std::int32_t beyond_of(int list, const Round& round) const {
-    return __ldcg(&queued(place(list, round.number)).round.beyond);
+  // A queued round whose parts are done.
+  __device__ Round read_round(int list) const {
+    const auto* from = reinterpret_cast<const int4*>(&args_.scratch.rounds(list, 0));
+    const int4 first = __ldcg(from);
+    const int4 second = __ldcg(from + 1);
+    return {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
   }
   __device__ void end_list() const {
     if (threadIdx.x == 0) atomicAdd(number(kEnded), 1);
@@ -119,40 +132,21 @@ class SampledQueue {
   // Behind a block's last take(); the last block makes the numbers ready for the next launch.
   __device__ void leave() const {
     if (threadIdx.x != 0 || atomicAdd(number(kLeft), 1) != static_cast<int>(gridDim.x) - 1) return;
+    const std::int32_t queued = __ldcg(number(kReserved));
+    for (int word = 0; word * kWordBits < queued; ++word) *bits(word) = 0;
     for (int i = kTaken; i <= kLeft; ++i) *number(static_cast<QueueNumber>(i)) = 0;
   }
 
  private:
+  static constexpr int kWordBits = 32;
+  // Whether entries are there, a bit each, behind the numbers.
+  __device__ unsigned* bits(int word) const {
+    return reinterpret_cast<unsigned*>(&args_.scratch.tickets(args_.lists + kQueueNumbers + word));
+  }
   __device__ std::int32_t* number(QueueNumber number) const { return &args_.scratch.tickets(args_.lists + number); }
-  // Of a round, counted from 1.
-  __device__ static int place(int list, std::int32_t round) { return list * kSampleRounds + round; }
-  __device__ QueuedRound& queued(int place) const {
-    return *reinterpret_cast<QueuedRound*>(&args_.scratch.rounds(place - 1, 0));
-  }
-
-  // By one thread: a round's place and the part of it that is now this block's; 0 where all lists have ended.
-  __device__ int2 find() const {
-    const volatile std::int32_t* top = number(kTop);
-    const volatile std::int32_t* ended = number(kEnded);
-    while (true) {
-      const bool is_over = *ended == args_.lists;
-      const std::int32_t at = *top;
-      if (is_over) return {0, 0};
-      if (at == 0) continue;
-      __threadfence();
-      QueuedRound& round = queued(at);
-      const std::int32_t part = atomicAdd(&round.taken, 1);
-      if (part < __ldcg(&round.parts)) return {at, part};
-      // All are taken: the one below becomes the top, unless somebody else has changed it.
-      const volatile std::int32_t* next = &round.next;
-      std::int32_t below = *next;
-      while (below == QueuedRound::kUnknown) below = *next;
-      atomicCAS(number(kTop), at, below);
-    }
-  }
 
   const SampledArgs<T>& args_;
-  int2& shared_;
+  std::int32_t& item_;
 };
 
 }  // namespace vesper::cuda

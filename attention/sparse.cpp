@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+#include "attention/attend_sampled.h"
 #include "engine/core/stream.h"
 
 namespace vesper {
@@ -100,7 +101,7 @@ std::int64_t listed_tokens(const Exec& exec, const AttentionShape& shape, const 
 }
 
 std::int64_t ticket_bytes(const AttentionLimits& limits) {
-  return (std::int64_t{limits.max_seqs} * limits.shape.kv_heads + kMoreTickets) *
+  return sample_tickets(std::int64_t{limits.max_seqs} * limits.shape.kv_heads) *
          static_cast<std::int64_t>(sizeof(std::int32_t));
 }
 

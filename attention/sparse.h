@@ -52,8 +52,7 @@ SplitPartials list_partials(const AttentionLimits& limits, bool differ, int unit
 // Partial results of attention over lists of up to `entries` entries, cut into splits of at least `min_entries`.
 std::int64_t list_partial_bytes(const AttentionLimits& limits, bool differ, int entries, int min_entries);
 
-// Counters of lists and kMoreTickets for all of them, which count towards AttentionScratch::selections.
-inline constexpr int kMoreTickets = 8;
+// Counters of lists, as many as sampled ones need, which count towards AttentionScratch::selections.
 std::int64_t ticket_bytes(const AttentionLimits& limits);
 
 // One layer's lists of one step.
@@ -102,9 +101,9 @@ class SparseAttention : public AttentionBackend {
   [[nodiscard]] TensorView<std::int32_t, 2> tickets(const Batch& batch) const {
     return tickets_.view<std::int32_t>(batch.seqs, limits_.shape.kv_heads);
   }
-  // The same in a row, with kMoreTickets behind them.
-  [[nodiscard]] TensorView<std::int32_t, 1> all_tickets(const Batch& batch) const {
-    return tickets_.view<std::int32_t>(std::int64_t{batch.seqs} * limits_.shape.kv_heads + kMoreTickets);
+  // All of them: sample_tickets() of the largest step.
+  [[nodiscard]] TensorView<std::int32_t, 1> all_tickets() const {
+    return tickets_.view<std::int32_t>(tickets_.bytes() / static_cast<std::int64_t>(sizeof(std::int32_t)));
   }
 
  private:
@@ -116,7 +115,7 @@ class SparseAttention : public AttentionBackend {
   DenseAttention dense_;
   Buffer partials_;
   Buffer scratch_;
-  Buffer tickets_;  // [max_seqs * kv_heads + kMoreTickets] i32
+  Buffer tickets_;  // i32
   Selection list_;
   bool any_dense_ = false;
   bool any_sparse_ = false;

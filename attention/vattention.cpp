@@ -79,7 +79,7 @@ class VAttention final : public SparseAttention {
                    ScratchCarver& carver) override {
     const AttentionShape& shape = limits().shape;
     scratch_ = lay_out(carver, config_, limits(), batch.seqs, batch.max_kv_len);
-    scratch_.sampled.tickets = all_tickets(batch);
+    scratch_.sampled.tickets = all_tickets();
     TopKScores scores;
     const std::int64_t pages = pages_of(batch);
     if (config_.top_k_by == TopKBy::kQuest) {

@@ -89,7 +89,7 @@ class AttentionKernels {
     scratch.guard_hits = carver.take<std::int32_t>(seqs, g);
     scratch.sampling = take_sampled_scratch(carver, limits_, seqs, tokens);
     scratch.tickets = carver.take<std::int32_t>(seqs, g);
-    scratch.sampling.tickets = carver.take<std::int32_t>(std::int64_t{seqs} * g + kMoreTickets);
+    scratch.sampling.tickets = carver.take<std::int32_t>(sample_tickets(std::int64_t{seqs} * g));
     const std::int64_t bytes =
         std::max(list_partial_bytes(limits_, false, world_.pages(), kMinSplitTokens / shape_.page_tokens),
                  list_partial_bytes(limits_, true, tokens, kMinSplitTokens));

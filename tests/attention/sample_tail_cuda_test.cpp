@@ -270,7 +270,8 @@ void compare_samples(const Stream& stream, Layer& layer, const SampleRule& rule,
   const Buffer memory(Memory::kDevice, counter.used(), "test");
   ScratchCarver carver(memory.data());
   SampledScratch scratch = take_sampled_scratch(carver, limits, batch.seqs, batch.max_kv_len);
-  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(batch.seqs * shape.kv_heads + kMoreTickets));
+  const std::vector<std::int32_t> zeros(
+      static_cast<std::size_t>(sample_tickets(std::int64_t{batch.seqs} * shape.kv_heads)));
   const Buffer tickets = upload(stream, zeros);
   scratch.tickets = tickets.view<std::int32_t>(std::ssize(zeros));
   if (cuts) scratch.cuts = *cuts;
