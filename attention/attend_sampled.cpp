@@ -23,7 +23,8 @@ std::int64_t most_queued(std::int64_t lists) {
 
 std::int64_t sample_tickets(std::int64_t lists) {
   constexpr std::int64_t kBits = 32;
-  return lists + kQueueNumbers + most_queued(lists) / kBits;
+  constexpr std::int64_t kMostBlocks = 4096;  // which wait for entries behind the last
+  return lists + kQueueNumbers + (most_queued(lists) + kMostBlocks) / kBits;
 }
 
 SampledCuts sampled_cuts(int lists, int tokens, int units) {
