@@ -2,7 +2,7 @@
 # GPU tests and first figures, run from a bundle of `make dist` on a machine with an NVIDIA GPU:
 #   tests/gpu.sh LOG_FOLDER [tests] [sanitizer] [figures]      all three where none is named
 # Prints a short table last: the tests, the sanitizer's verdicts, the demo model, the synthetic 8B model's step. On 16
-# cores the tests take half a minute and memcheck 100 s.
+# cores the tests take half a minute, memcheck and racecheck together some three.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 logs=${1:?tests/gpu.sh LOG_FOLDER [tests] [sanitizer] [figures]}
@@ -73,10 +73,11 @@ sanitize() {
   then verdict=clean; else verdict="NOT CLEAN ($?)"; fi
   printf '%-40s %s\n' "$tool $name" "$verdict: $(grep 'SUMMARY' "$logs/$tool-$name.log" | tail -1 | tr -d =)"
 }
-export -f sanitize
+export -f sanitize memcheck racecheck
+# One pool for both: racecheck's longest alone takes as long as all of memcheck.
+check() { "${1%%:*}" "${1#*:}"; }
 if wanted sanitizer; then
-  ls "$root"/tests/*_cuda_test | side_by_side memcheck 14
-  ls "$root"/tests/*_cuda_test | side_by_side racecheck 14
+  ls "$root"/tests/*_cuda_test | sed 's/^/racecheck:/; p; s/^racecheck:/memcheck:/' | sort -r | side_by_side check 14
 fi
 
 if wanted figures; then
