@@ -2,7 +2,7 @@
 # GPU tests and first figures, run from a bundle of `make dist` on a machine with an NVIDIA GPU:
 #   tests/gpu.sh LOG_FOLDER [tests] [sanitizer] [figures]      all three where none is named
 # Prints a short table last: the tests, the sanitizer's verdicts, the demo model, the synthetic 8B model's step. On 16
-# cores the tests take half a minute, memcheck and racecheck together some three.
+# cores the tests take half a minute, racecheck's longest two and a half minutes.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 logs=${1:?tests/gpu.sh LOG_FOLDER [tests] [sanitizer] [figures]}
