@@ -17,8 +17,8 @@ std::string layer_range(int first, int last);
 // layer that never made a list says so.
 std::vector<std::string> attention_report(const AttentionConfig& attention, const std::vector<AttentionTotals>& totals);
 
-// The same as [{"layers", "backend", "steps", "sparse_steps", "kept_share", ...}]; shares are null where no layer of the
-// run made a list.
+// The same as [{"layers", "backend", "steps", "sparse_steps", "kept_share", ...}]; shares are null where no layer of
+// the run made a list.
 nlohmann::json attention_report_json(const AttentionConfig& attention, const std::vector<AttentionTotals>& totals);
 
 }  // namespace vesper
