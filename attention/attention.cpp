@@ -177,9 +177,7 @@ void ModelAttention::begin_append(const Exec& exec, const StageOwner& owner, con
                       .dtype = limits_.dtype};
   Cost sum;
   for (const int layer : owner.sharers.empty() ? std::span(&owner.layer, 1) : owner.sharers) {
-    const Cost cost = side_tables_cost(shape, tables_[static_cast<std::size_t>(layer)], batch.seqs);
-    sum.bytes += cost.bytes;
-    sum.flops += cost.flops;
+    sum = sum + side_tables_cost(shape, tables_[static_cast<std::size_t>(layer)], batch.seqs);
   }
   mark_(exec, owner, "append", [sum] { return sum; });
 }
