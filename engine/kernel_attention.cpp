@@ -8,7 +8,6 @@
 #include "attention/prune_top_p.h"
 #include "attention/score_tokens.h"
 #include "attention/sparse.h"
-#include "engine/core/error.h"
 #include "engine/core/stream.h"
 #include "engine/exact_step.h"
 #include "engine/kernel_cases.h"
@@ -27,13 +26,6 @@ constexpr float kTopP = 0.85F;
 constexpr int kPrefillTokens = 2048;
 constexpr int kMinSplitTokens = 128;
 constexpr double kSpread = 100.0;
-
-std::string same_list(const std::string& what, const HostList& found, const HostList& expected) {
-  if (found.entries() == expected.entries()) return fmt::format("CPU, same list of {}", found.numbers[0]);
-  fail({"checking the output of " + what, fmt::format("a list of {} entries", found.numbers[0]),
-        fmt::format("the {} that the CPU chooses from the same scores", expected.numbers[0]),
-        "this kernel is wrong on this device; report it"});
-}
 
 class AttentionKernels {
  public:
@@ -396,7 +388,7 @@ class AttentionKernels {
     sample.layer = 0;
     attended.check =
         check_attended(attended.kernel, world_.dtype(), group_rows(world_.out(0)), truth_->attend(&found.list)) + ", " +
-        check_sample(sample, by_cpu, found);
+        check_sample(*truth_, sample, by_cpu, found);
 
     VAttentionConfig settings;
     settings.epsilon = 0.1F;
@@ -405,34 +397,6 @@ class AttentionKernels {
           score_pages_cost(shape_, world_.dtype(), PageScore::kMinMax, world_.seqs(),
                            std::int64_t{world_.seqs()} * world_.pages()),
           listed);
-  }
-
-  // The CPU's sample: moments of some hundred terms in another order differ by less than a thousandth, and the draws
-  // are the same as far as both go.
-  std::string check_sample(const SampleRule& rule, HostList& by_cpu, const HostList& found) const {
-    const AttentionLimits limits{.shape = truth_->shape(), .max_context = world_.context()};
-    const std::int64_t columns = std::int64_t{limits.shape.heads} * limits.shape.head_dim;
-    ScratchCarver counter(nullptr);
-    (void)take_sampled_scratch(counter, limits, 1, world_.context());
-    const Buffer memory(Memory::kHost, counter.used(), "scratch of the CPU's sample");
-    ScratchCarver carver(memory.data());
-    std::vector<float> out(static_cast<std::size_t>(columns));
-    std::vector<float> lse(static_cast<std::size_t>(limits.shape.heads));
-    std::int32_t hits = 0;
-    attend_sampled(
-        {}, limits.shape, truth_->q(), truth_->kv(), truth_->batch(), rule, {}, by_cpu.list,
-        {TensorView<std::int32_t, 2>(&hits, 1, 1)}, take_sampled_scratch(carver, limits, 1, world_.context()),
-        tensor_ref(out.data(), DType::kF32, 1, columns), TensorView<float, 2>(lse.data(), 1, limits.shape.heads));
-    const std::int32_t tail = found.numbers[0] - found.numbers[1];
-    const std::int32_t expected = by_cpu.numbers[0] - by_cpu.numbers[1];
-    const std::int32_t common = std::min(found.numbers[0], by_cpu.numbers[0]);
-    if (std::abs(tail - expected) > 2 + expected / 500 ||
-        !std::equal(found.index.begin(), found.index.begin() + common, by_cpu.index.begin())) {
-      fail({"checking the output of attend_sampled", fmt::format("a sample of {}", tail),
-            fmt::format("{} and the same draws as on the CPU", expected),
-            "this kernel is wrong on this device; report it"});
-    }
-    return fmt::format("same draws, {} against {}", tail, expected);
   }
 
   void prefill() {

@@ -1,5 +1,7 @@
 #include "engine/kernel_world.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -346,6 +348,40 @@ std::string check_attended(const std::string& what, DType dtype, const std::vect
   std::vector<float> bound;
   for (const float absolute : expected.absolute) bound.push_back((2 * rounding + 0x1p-12F) * absolute + 1e-30F);
   return check_near(what, found, expected.out, bound);
+}
+
+std::string same_list(const std::string& what, const HostList& found, const HostList& expected) {
+  if (found.entries() == expected.entries()) return fmt::format("CPU, same list of {}", found.numbers[0]);
+  fail({"checking the output of " + what, fmt::format("a list of {} entries", found.numbers[0]),
+        fmt::format("the {} that the CPU chooses from the same scores", expected.numbers[0]),
+        "this kernel is wrong on this device; report it"});
+}
+
+std::string check_sample(const KernelTruth& truth, const SampleRule& rule, HostList& by_cpu, const HostList& found) {
+  const int context = truth.batch().max_kv_len;
+  const AttentionLimits limits{.shape = truth.shape(), .max_context = context};
+  const std::int64_t columns = std::int64_t{limits.shape.heads} * limits.shape.head_dim;
+  ScratchCarver counter(nullptr);
+  (void)take_sampled_scratch(counter, limits, 1, context);
+  const Buffer memory(Memory::kHost, counter.used(), "scratch of the CPU's sample");
+  ScratchCarver carver(memory.data());
+  std::vector<float> out(static_cast<std::size_t>(columns));
+  std::vector<float> lse(static_cast<std::size_t>(limits.shape.heads));
+  std::int32_t hits = 0;
+  attend_sampled({}, limits.shape, truth.q(), truth.kv(), truth.batch(), rule, {}, by_cpu.list,
+                 {TensorView<std::int32_t, 2>(&hits, 1, 1)}, take_sampled_scratch(carver, limits, 1, context),
+                 tensor_ref(out.data(), DType::kF32, 1, columns),
+                 TensorView<float, 2>(lse.data(), 1, limits.shape.heads));
+  const std::int32_t tail = found.numbers[0] - found.numbers[1];
+  const std::int32_t expected = by_cpu.numbers[0] - by_cpu.numbers[1];
+  const std::int32_t common = std::min(found.numbers[0], by_cpu.numbers[0]);
+  if (std::abs(tail - expected) > 2 + expected / 500 ||
+      !std::equal(found.index.begin(), found.index.begin() + common, by_cpu.index.begin())) {
+    fail({"checking the output of attend_sampled", fmt::format("a sample of {}", tail),
+          fmt::format("{} and the same draws as on the CPU", expected),
+          "this kernel is wrong on this device; report it"});
+  }
+  return fmt::format("same draws, {} against {}", tail, expected);
 }
 
 }  // namespace vesper

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "attention/attend_sampled.h"
 #include "attention/sparse.h"
 #include "engine/kernel_bench.h"
 #include "engine/step_inputs.h"
@@ -136,5 +137,12 @@ struct HostList {
 // lengths.
 std::string check_attended(const std::string& what, DType dtype, const std::vector<float>& found,
                            const KernelTruth::Attended& expected);
+
+// Whether a list that the device chose is the CPU's from the same scores.
+std::string same_list(const std::string& what, const HostList& found, const HostList& expected);
+
+// Whether a sampled list is what the CPU makes of `by_cpu`, the static part: moments of some hundred terms in another
+// order differ by less than a thousandth, and the draws are the same as far as both go.
+std::string check_sample(const KernelTruth& truth, const SampleRule& rule, HostList& by_cpu, const HostList& found);
 
 }  // namespace vesper
