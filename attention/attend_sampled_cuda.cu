@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <string>
 
 #include "attention/attend_sampled.h"
 #include "attention/last_block.cuh"
@@ -51,7 +52,7 @@ class Worker {
   __device__ __forceinline__ void run() {
     const int team = args_.scratch.cuts.team;
     const int openings = args_.lists * team;
-    for (int item = static_cast<int>(blockIdx.x);; item = queue_.next()) {
+    for (int item = queue_.next();; item = queue_.next()) {
       const bool opens = item < openings;
       QueuedPart queued = {};
       if (opens) {
@@ -356,6 +357,10 @@ void launch_sampled(const Exec& exec, const SampledArgs<T>& args) {
   constexpr std::size_t kSharedBytes = std::size_t{kDecodeWarps} * kRowRingBytes<kHeadDim>;
   static const int resident =
       resident_blocks(kernel, static_cast<int>(kDecodeThreads), kSharedBytes) * multiprocessor_count();
+  if (resident == 0) {
+    fail({"attending to a sample with head_dim " + std::to_string(kHeadDim), "a GPU without room for one block",
+          std::to_string(kSharedBytes / 1024) + " KiB of shared memory a block", "choose another attention"});
+  }
   launch("attend_sampled_lists", kernel,
          {.grid = dim3(static_cast<unsigned>(resident)),
           .block = dim3(kDecodeThreads),

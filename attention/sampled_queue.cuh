@@ -56,9 +56,10 @@ class SampledQueue {
   // `item`: of shared memory.
   __device__ SampledQueue(const SampledArgs<T>& args, std::int32_t& item) : args_(args), item_(item) {}
 
-  // The next number.
+  // The next number. Also a block's first is not its own: numbers go to blocks that run, so that whoever waits for an
+  // entry waits for a block that has begun, however few run at once.
   __device__ int next() {
-    if (threadIdx.x == 0) item_ = static_cast<int>(gridDim.x) + atomicAdd(number(kTaken), 1);
+    if (threadIdx.x == 0) item_ = atomicAdd(number(kTaken), 1);
     __syncthreads();
     const int next = item_;
     __syncthreads();
