@@ -38,12 +38,6 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Whether the device knows programmatic dependent launch.
-inline bool launches_can_overlap() {
-  static const bool can = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  return can;
-}
-
 // Multiprocessors of the current device.
 inline int multiprocessor_count() {
   static const int count = device_attribute(cudaDevAttrMultiProcessorCount);
@@ -73,6 +67,13 @@ void allow_shared_bytes(void (*kernel)(Params...), std::size_t bytes, const char
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
 }
 
+// Whether kernels wait for those before them themselves: all that are built alike, as those of one type are.
+template <typename... Params>
+bool launches_can_overlap(void (*kernel)(Params...)) {
+  static const bool can = code_version(kernel) >= 90;
+  return can;
+}
+
 // Blocks of `kernel` that a multiprocessor runs side by side; 0 where it does not have the shared memory for one.
 template <typename... Params>
 int resident_blocks(void (*kernel)(Params...), int threads, std::size_t shared_bytes) {
@@ -97,7 +98,7 @@ void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaS
   config.stream = stream;
   cudaLaunchAttribute attributes[3] = {};
   config.attrs = attributes;
-  if (dims.overlap && launches_can_overlap()) {
+  if (dims.overlap && launches_can_overlap(kernel)) {
     cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
