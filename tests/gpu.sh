@@ -57,7 +57,7 @@ racecheck() {
     linear_int4_cuda_test) filter=LinearInt4Cuda.GemvRowsDoNotMeet:LinearInt4Cuda.ABadScale* ;;
     ops_cuda_test | append_cuda_test | side_tables_cuda_test | attend_step_cuda_test) filter=* ;;
     prune_top_p_cuda_test) filter=*ForLongContexts ;;
-    sample_tail_cuda_test) filter=SizeSampleCuda/0.DrawsThePilot* ;;
+    sample_tail_cuda_test) filter=SizeSampleCuda/0.DrawsThePilot*:SizeSampleCuda/0.EscalatesForAWide*:SelectStaticCuda.* ;;
     sampling_cuda_test) filter=*GreedyTakes*:*KeepsTies* ;;
     score_tokens_cuda_test) filter=*TakeEveryChannel*:*AreTheSameBits* ;;
     select_pages_cuda_test) filter=ScorePagesCuda/1.ChooseInOneLaunch*:SelectPagesCuda.AsASort* ;;

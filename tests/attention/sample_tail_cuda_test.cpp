@@ -420,6 +420,25 @@ TYPED_TEST(SizeSampleCuda, GuardsAsTheCpuDoes) {
   EXPECT_GT(seen.hit, 20) << "too few hits to show anything";
 }
 
+// The wide form of the kernel through all rounds; few lists and short ones, so that it can be watched by slow tools.
+TYPED_TEST(SizeSampleCuda, EscalatesForAWideGroupAsTheCpuDoes) {
+  VESPER_NEEDS_GPU();
+  const Stream stream(DeviceKind::kCuda);
+  std::mt19937 random(6);
+  Layer layer(random, shape_of(11, 2, 128, 16), {1500, 25, 700, 60});
+  for (int s = 0; s < 3; s += 2) {
+    for (int h = 0; h < 22; h += 3) {
+      for (int i = 0; i < 8; ++i) layer.plant(s, h, 30 + 24 * (i + 1) + h, 8.5F);
+    }
+  }
+  layer.round<TypeParam>();
+  const SampleRule rule{.epsilon = 0.2F, .pilot = {60}, .seed = 7, .layer = 4};
+  Seen seen;
+  compare_samples<TypeParam>(stream, layer, rule, "cut as planned", seen);
+  compare_samples<TypeParam>(stream, layer, rule, "short parts", seen, SampledCuts{.team = 2, .draws = 16, .parts = 8});
+  EXPECT_GE(seen.hit, 4) << "too few hits to show anything";
+}
+
 // More lists than blocks, of lengths between none and thousands, a third with tokens that the guard finds: parts wait
 // in the queue in all rounds.
 TYPED_TEST(SizeSampleCuda, TakesTurnsAtManyListsAsTheCpuDoes) {
