@@ -137,6 +137,18 @@ TEST(PruneTopPCuda, GivesTheCpusListsForLongContexts) {
   }
 }
 
+// The longest row that fits and the shortest that does not, few enough that slow tools can watch.
+TEST(PruneTopPCuda, GivesTheCpusListsOnBothSidesOfSharedMemory) {
+  VESPER_NEEDS_GPU();
+  std::mt19937 random(4);
+  for (const char* name : {"sink first", "heavy ties"}) {
+    const auto rows = std::find_if(score_rows().begin(), score_rows().end(), [&](auto& r) { return r.name == name; });
+    World world(random, 1, 2, 16, {20480, 20481});
+    world.score(random, {}, [&](int) -> const ScoreRows& { return *rows; });
+    world.check({.top_p = 0.95F}, {}, rows->name);
+  }
+}
+
 TEST(PruneTopPCuda, RefusesMoreCandidatesThanItsSumsHold) {
   VESPER_NEEDS_GPU();
   const Stream stream(DeviceKind::kCuda);

@@ -50,17 +50,27 @@ std::vector<ProductCase> cases() {
   return all;
 }
 
-TEST(LinearCuda, IntegersAreExact) {
-  VESPER_NEEDS_GPU();
+void expect_exact_integers(const std::vector<ProductCase>& products) {
   const Stream stream(DeviceKind::kCuda);
   const LinearContext context(DeviceKind::kCuda);
   std::mt19937 random(1);
-  for (const ProductCase& c : cases()) {
+  for (const ProductCase& c : products) {
     const Factors factors{random_integers(random, c.tokens * c.columns, -4, 4),
                           random_integers(random, c.rows * c.columns, -4, 4)};
     expect_same_product(c, on_cuda(stream, context, c, factors),
                         rounded(c.out_dtype, product_on_cpu(c, factors.x, factors.weight)));
   }
+}
+
+TEST(LinearCuda, IntegersAreExact) {
+  VESPER_NEEDS_GPU();
+  expect_exact_integers(cases());
+}
+
+// A block a tile and two, the ring once around and more; so small that slow tools can watch.
+TEST(LinearCuda, IntegersAreExactInAFewTiles) {
+  VESPER_NEEDS_GPU();
+  expect_exact_integers({{DType::kBf16, DType::kF32, 9, 264, 40}, {DType::kBf16, DType::kBf16, 17, 2056, 33}});
 }
 
 TEST(LinearCuda, MatchesTheCpu) {
