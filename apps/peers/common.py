@@ -123,3 +123,22 @@ def percentile(values, share):
     """Nearest rank."""
     ordered = sorted(values)
     return ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)]
+
+
+def print_operators(torch, options, engine, measure):
+    """A row for every name of measure(model, batch, context) -> {name: seconds a launch of each replay}."""
+    model = shape(options.model)
+    output = Output(not options.no_head)
+    for batch in options.batch:
+        for context in options.context:
+            measured = measure(model, batch, context)
+            if not measured:
+                print(f"left out: context {context}, batch {batch} does not fit", file=sys.stderr)
+            for name, times in measured.items():
+                output.row(
+                    engine=engine, model=options.model, device=torch.cuda.get_device_name(), weights="bf16",
+                    fill="random", attention=name, context=context, batch=batch, repeats=options.repeats,
+                    kv_bytes=4 * batch * context * model["kv_heads"] * model["head_dim"],
+                    attention_us=median(times) * 1e6, kept_tokens=context,
+                    peak_memory_bytes=torch.cuda.max_memory_allocated(),
+                )  # fmt: skip

@@ -6,7 +6,7 @@ Needs torch with CUDA. Output is checked against the same product in fp32 for th
 
 import sys
 
-from common import Output, arguments, cold_times, median, shape, turns_for
+from common import arguments, cold_times, print_operators, turns_for
 
 
 def attend(torch, q, k, v, group):
@@ -63,21 +63,9 @@ def main():
         sys.exit(f"error: importing torch: {error}; install torch with CUDA")
     if not torch.cuda.is_available():
         sys.exit("error: measuring PyTorch: found no usable GPU, expected one")
-    model = shape(options.model)
-    output = Output(not options.no_head)
-    for batch in options.batch:
-        for context in options.context:
-            measured = measure(torch, model, batch, context, options.repeats)
-            if not measured:
-                print(f"left out: context {context}, batch {batch} does not fit", file=sys.stderr)
-            for name, times in measured.items():
-                output.row(
-                    engine=f"pytorch-{torch.__version__}", model=options.model, device=torch.cuda.get_device_name(),
-                    weights="bf16", fill="random", attention=name, context=context, batch=batch,
-                    repeats=options.repeats, kv_bytes=4 * batch * context * model["kv_heads"] * model["head_dim"],
-                    attention_us=median(times) * 1e6, kept_tokens=context,
-                    peak_memory_bytes=torch.cuda.max_memory_allocated(),
-                )  # fmt: skip
+    print_operators(
+        torch, options, f"pytorch-{torch.__version__}", lambda *cell: measure(torch, *cell, options.repeats)
+    )
 
 
 if __name__ == "__main__":
