@@ -14,13 +14,14 @@ namespace vesper::cuda {
 int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries);
 
 // For `cluster` (over 1) blocks a list, of sequences over `dense`.
+//   page_score     by bounds, exact or in 8 bits
 //   pages          as select_pages leaves them
 //   q, out, lse    as in attend_selected
 //   min_entries    of a block's part of a list
 //   counters       added to where they have data
 void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                   const Batch& batch, GroupScore group_score, const PageBudget& budget, DenseLimit dense, int cluster,
-                   int min_entries, const Selection& pages, const TensorRef& out, TensorView<float, 2> lse,
-                   const KeptCounters& counters);
+                   const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
+                   DenseLimit dense, int cluster, int min_entries, const Selection& pages, const TensorRef& out,
+                   TensorView<float, 2> lse, const KeptCounters& counters);
 
 }  // namespace vesper::cuda

@@ -3,7 +3,8 @@
 //   scores[p] = reduce over the group's heads h of  max(q_h, 0) . high_p + min(q_h, 0) . low_p
 //   list      = the forced pages and the best others, ascending;  out = attention over the list
 //
-// Shapes: q, out [seqs, heads, head_dim]; bounds [pages, kv_heads, 2, head_dim]; K and V, lists, partials as in
+// Shapes: q, out [seqs, heads, head_dim]; bounds [pages, kv_heads, 2, head_dim], exact or in 8 bits; K and V, lists,
+// partials as in
 //   attention/attend_selected_cuda.cu.
 // Mapping: grid (kv_heads, blocks of a cluster, seqs), a cluster a list. Its blocks of four warps deal out the
 //   sequence's pages in runs, score them, and keep the scores in shared memory. A warp takes tiles of 16 pages of its
@@ -22,6 +23,7 @@
 // Source: Tang et al., "Quest", arXiv 2406.10774, Algorithm 1; one launch by clusters is ours.
 #include <algorithm>
 #include <cassert>
+#include <type_traits>
 
 #include "attention/attend_chosen.h"
 #include "attention/attend_decode.cuh"
@@ -50,7 +52,7 @@ struct ChosenLayout {
 template <typename T>
 struct ChosenArgs {
   DecodeArgs<T> decode;
-  const T* bounds = nullptr;  // [pages, kv_heads, 2, head_dim]
+  PageBounds<T> bounds;
   PageBudget budget;
   Selection pages;
   KeptCounters counters;
@@ -69,35 +71,19 @@ struct Scored {
 };
 
 // Scores pages [begin, end) of the sequence into shared memory.
-template <typename T, int kHeadDim, int kProducts>
+template <typename T, int kHeadDim, int kProducts, bool kInt8>
 __device__ Scored score_run(const ChosenArgs<T>& args, unsigned rings, int begin, int end, float* scores,
                             const PageChoice& choice) {
-  constexpr int kRing = kSlots<kHeadDim>;
+  using Tile = BoundTile<T, kHeadDim, kInt8>;
+  constexpr int kRing = Tile::kSlots;
   constexpr int kStride = kDecodeWarps * kTilePages;
   const unsigned ring = rings + this_warp() * kRingBytes<kHeadDim>;
   const int first = begin + this_warp() * kTilePages;
+  // Rows behind the run's end repeat its last.
   const auto page_of = [&](int tile) {
     return tile < end ? args.decode.page_table(blockIdx.z, min(tile + this_lane() % kTilePages, end - 1)) : 0;
   };
-  // A warp copies 128 bytes of four rows at once: lane 8 r + c chunk c of rows r, r + 4, ... Rows behind the run's end
-  // repeat its last.
-  const int own_row = this_lane() / 8;
-  const int own_chunk = this_lane() % 8;
-  const unsigned own_place = ring + static_cast<unsigned>(own_row * kRowBytes<kHeadDim>) +
-                             (static_cast<unsigned>(own_chunk * kChunkBytes) ^ (own_row % 2 == 0 ? 0 : kOddRow));
-  const T* own_from = args.bounds + blockIdx.x * 2 * kHeadDim + own_chunk * kChunkElements;
-  const auto fetch = [&](int slot, int page) {
-    const unsigned to = own_place + slot * kSlotBytes<kHeadDim>;
-#pragma unroll
-    for (int row = 0; row < kTilePages; row += 4) {
-      const T* from = own_from + std::int64_t{__shfl_sync(kAllLanes, page, own_row + row)} *
-                                     static_cast<int>(gridDim.x * 2 * kHeadDim);
-#pragma unroll
-      for (int chunk = 0; chunk < kRowBytes<kHeadDim> / kChunkBytes; chunk += 8) {
-        copy_chunk_async(to + row * kRowBytes<kHeadDim> + chunk * kChunkBytes, from + chunk * kChunkElements, true);
-      }
-    }
-  };
+  const BoundCopies<T, kHeadDim, kInt8> copies(args.bounds, ring);
   int page[kRing];
 #pragma unroll
   for (int i = 0; i < kRing; ++i) page[i] = page_of(first + i * kStride);
@@ -106,12 +92,12 @@ __device__ Scored score_run(const ChosenArgs<T>& args, unsigned rings, int begin
 #pragma unroll
   for (int i = 0; i < kRing; ++i) {
     const int tile = first + i * kStride;
-    if (tile < end) fetch(i, page[i]);
+    if (tile < end) copies.copy(i, page[i]);
     commit_copies();
   }
   wait_for_cluster();  // the others have begun
   wait_for_previous();
-  const auto query = load_bound_queries<T, kHeadDim, kProducts>(args.decode);
+  const auto query = load_bound_queries<T, kHeadDim, kProducts, kInt8>(args.decode);
 
   int slot = 0;
   Scored scored;
@@ -119,9 +105,9 @@ __device__ Scored score_run(const ChosenArgs<T>& args, unsigned rings, int begin
     wait_copies<kRing - 1>();
     __syncwarp();
     float d[kBoundParts][kProducts][4] = {};
-    score_tile<T, kHeadDim, kProducts>(ring + slot * kSlotBytes<kHeadDim>, query, d);
+    score_tile<T, kHeadDim, kProducts, kInt8>(ring + slot * Tile::kBytes, query, d);
     __syncwarp();  // all have read the slot
-    if (next < end) fetch(slot, next_page);
+    if (next < end) copies.copy(slot, next_page);
     commit_copies();
     next += kStride;
     next_page = page_of(next);
@@ -285,7 +271,7 @@ __device__ void attend_kept(const DecodeArgs<T>& args, unsigned char* shared, co
   finish_split<T, kHeadDim, kTiles>(args, part_of_grid(args), running, reinterpret_cast<float*>(shared), told);
 }
 
-template <typename T, int kHeadDim, int kTiles>
+template <typename T, int kHeadDim, int kTiles, bool kInt8>
 __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const __grid_constant__ ChosenArgs<T> args) {
   extern __shared__ __align__(256) unsigned char shared[];
   __shared__ Meeting meeting;
@@ -315,7 +301,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   if (threadIdx.x == 0) messages.begin(last_entry - first_entry);
   expect_parts<T, kHeadDim>(decode, told);
   arrive_in_cluster();  // before any copy is on its way: it waits for all that this thread has in flight
-  const Scored scored = score_run<T, kHeadDim, kTiles>(args, shared_address(shared), begin, end, scores, choice);
+  const Scored scored = score_run<T, kHeadDim, kTiles, kInt8>(args, shared_address(shared), begin, end, scores, choice);
 
   const int warp_run = split_length(run, kDecodeWarps, kWarpPages, kWarpPages);
   WarpPages own{.scores = scores, .block_begin = begin, .blocks = blocks, .section = rank * kDecodeWarps + this_warp()};
@@ -348,11 +334,12 @@ int block_pages_of(int pages, int cluster) {
   return split_length(pages, cluster, kTilePages, kTilePages);
 }
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kInt8>
 void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenArgs<T>& args, int bytes, int seqs) {
   const auto cluster = static_cast<unsigned>(args.decode.splits);
   launch("attend_chosen_pages",
-         shape.group() <= kTileHeads ? attend_chosen_pages<T, kHeadDim, 1> : attend_chosen_pages<T, kHeadDim, 2>,
+         shape.group() <= kTileHeads ? attend_chosen_pages<T, kHeadDim, 1, kInt8>
+                                     : attend_chosen_pages<T, kHeadDim, 2, kInt8>,
          {.grid = dim3(static_cast<unsigned>(shape.kv_heads), cluster, static_cast<unsigned>(seqs)),
           .block = dim3(kDecodeThreads),
           .shared_bytes = static_cast<std::size_t>(bytes),
@@ -378,11 +365,12 @@ int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries
 }
 
 void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
-                   const Batch& batch, GroupScore group_score, const PageBudget& budget, DenseLimit dense, int cluster,
-                   int min_entries, const Selection& pages, const TensorRef& out, TensorView<float, 2> lse,
-                   const KeptCounters& counters) {
+                   const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
+                   DenseLimit dense, int cluster, int min_entries, const Selection& pages, const TensorRef& out,
+                   TensorView<float, 2> lse, const KeptCounters& counters) {
   check_attention_shape(shape);
   assert(cluster > 1 && cluster <= kMaxCluster && min_entries > 0);
+  assert(page_score != PageScore::kMeanStd);
   if (batch.seqs == 0) return;
   const LengthRange lengths{.above = dense.tokens};
   const int entries = static_cast<int>(pages.index.shape(2));
@@ -392,7 +380,7 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
   dispatch_16bit(kv.k.dtype, "attending to chosen pages on CUDA", [&](auto element) {
     using T = decltype(element);
     const ChosenArgs<T> args{.decode = decode_args<T>(shape, q, kv, batch, lengths, cluster, {}, out, lse),
-                             .bounds = static_cast<const T*>(kv.bounds.data),
+                             .bounds = page_bounds<T>(kv, page_score),
                              .budget = budget,
                              .pages = pages,
                              .counters = counters,
@@ -400,8 +388,12 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
                              .min_entries = min_entries,
                              .scores_at = layout.scores_at,
                              .kept_at = layout.kept_at};
-    shape.head_dim == 128 ? launch_chosen<T, 128>(exec, shape, args, layout.bytes, batch.seqs)
-                          : launch_chosen<T, 64>(exec, shape, args, layout.bytes, batch.seqs);
+    const auto launch_one = [&](auto int8) {
+      constexpr bool kInt8 = decltype(int8)::value;
+      shape.head_dim == 128 ? launch_chosen<T, 128, kInt8>(exec, shape, args, layout.bytes, batch.seqs)
+                            : launch_chosen<T, 64, kInt8>(exec, shape, args, layout.bytes, batch.seqs);
+    };
+    page_score == PageScore::kMinMaxInt8 ? launch_one(std::true_type()) : launch_one(std::false_type());
   });
 }
 

@@ -41,6 +41,12 @@ __device__ inline void copy_chunk_async(unsigned to, const void* from, bool vali
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
+// The same for fewer bytes: 4, 8 or 16.
+template <int kBytes>
+__device__ inline void copy_async(unsigned to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes) : "memory");
+}
+
 // Closes the group of this thread's copies since the last call; a group may be empty.
 __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "attention/mma.cuh"
+#include "attention/select_pages.h"
 #include "engine/core/numeric.cuh"
 #include "kvcache/layout.h"
 
@@ -21,6 +22,13 @@ struct PageBounds {
   const std::uint8_t* codes = nullptr;  // likewise
   const bf16* scales = nullptr;         // [pages, kv_heads, 2, spans] of the codes
 };
+
+template <typename T>
+PageBounds<T> page_bounds(const LayerKv& kv, PageScore page_score) {
+  if (page_score == PageScore::kMinMax) return {.exact = static_cast<const T*>(kv.bounds.data)};
+  return {.codes = static_cast<const std::uint8_t*>(kv.int8_bounds.data),
+          .scales = static_cast<const bf16*>(kv.int8_scales.data)};
+}
 
 // Adds products of one chunk of both pages; `query`: of the same channels, column r.
 template <typename T>

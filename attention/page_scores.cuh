@@ -1,6 +1,10 @@
-// Scores of a tile of 16 pages by one warp, from page bounds in shared memory: the bits of
+// Scores of a tile of 16 pages by one warp, from page bounds in shared memory, exact or in 8 bits: the bits of
 // attention/score_pages_cuda.cu.
 #pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
 #include "attention/attend_decode.cuh"
 #include "attention/page_products.cuh"
@@ -16,22 +20,89 @@ inline constexpr int kBoundParts = 4;
 template <int kHeadDim>
 inline constexpr int kBoundChunks = 2 * kHeadDim / kBoundParts / (4 * kChunkElements);  // of a lane and part
 
-// A tile of page bounds lies in a slot of a warp's ring, rows [16, {low, high}, head_dim]; in odd rows the halves of
-// every 128 bytes change places, so that the lanes of a product find theirs without bank conflicts.
-template <int kHeadDim>
-inline constexpr int kRowBytes = 4 * kHeadDim;
-static_assert(kTilePages * kRowBytes<128> == kSlotBytes<128> && kTilePages * kRowBytes<64> == kSlotBytes<64>);
-inline constexpr unsigned kOddRow = 4 * kChunkBytes;  // by which places in odd rows differ, in one bit
-
-// What lane 4 r + c holds of head r (and r + 8) of the group: the channels that it holds of a page's row, by sign.
-template <int kHeadDim, int kProducts>
-struct BoundQueries {
-  uint4 chunk[kBoundParts][kBoundChunks<kHeadDim>][kProducts];
+// A tile of page bounds as it lies in a slot of a warp's ring: rows [16, {low, high}, head_dim] of bounds or codes, and
+// behind codes their scales, [16, {low, high}, spans]. Of the 128 bytes in which four lanes of a product find what they
+// ask for at once, some change places from row to row, so that there are no bank conflicts.
+template <typename T, int kHeadDim, bool kInt8>
+struct BoundTile {
+  using Stored = std::conditional_t<kInt8, std::uint8_t, T>;
+  static constexpr int kRowBytes = 2 * kHeadDim * static_cast<int>(sizeof(Stored));
+  static constexpr int kScales = kInt8 ? 2 * kHeadDim / kBoundSpan : 0;  // of a row
+  static constexpr int kScaleBytes = kScales * static_cast<int>(sizeof(bf16));
+  static constexpr int kBytes = kTilePages * (kRowBytes + kScaleBytes);
+  static constexpr int kMostSlots = 6;  // more tiles under way gain nothing
+  static constexpr int kSlots = std::min(kMostSlots, kRingBytes<kHeadDim> / kBytes);
+  static constexpr unsigned kLaneBytes = kInt8 ? 8 : kChunkBytes;          // of a lane and product
+  static constexpr unsigned kPlaces = 8 * kChunkBytes / (4 * kLaneBytes);  // of products in 128 bytes
+  // Where in 128 bytes of a row the product lies that is number `place` of them.
+  static __device__ unsigned place_of(unsigned place, int row) {
+    return (place ^ static_cast<unsigned>(row) % kPlaces) * 4 * kLaneBytes;
+  }
 };
 
-template <typename T, int kHeadDim, int kProducts>
-__device__ BoundQueries<kHeadDim, kProducts> load_bound_queries(const DecodeArgs<T>& args) {
-  BoundQueries<kHeadDim, kProducts> query;
+// Copies of tiles by a warp: 128 bytes of four rows at once, lane 8 r + c chunk c of rows r, r + 4, ...
+template <typename T, int kHeadDim, bool kInt8>
+class BoundCopies {
+ public:
+  __device__ BoundCopies(const PageBounds<T>& bounds, unsigned ring)
+      : ring_(ring),
+        place_(ring + static_cast<unsigned>(own_row() * Tile::kRowBytes) +
+               (static_cast<unsigned>(own_chunk() * kChunkBytes) ^ Tile::place_of(0, own_row()))),
+        scales_(bounds.scales) {
+    if constexpr (kInt8) {
+      from_ = bounds.codes;
+    } else {
+      from_ = bounds.exact;
+    }
+    from_ += static_cast<int>(blockIdx.x) * 2 * kHeadDim + own_chunk() * kChunk;
+  }
+  // `page`: of row this_lane() % 16.
+  __device__ void copy(int slot, int page) const {
+    const unsigned to = place_ + slot * Tile::kBytes;
+#pragma unroll
+    for (int row = 0; row < kTilePages; row += 4) {
+      const auto* from = from_ + std::int64_t{__shfl_sync(kAllLanes, page, own_row() + row)} *
+                                     static_cast<int>(gridDim.x * 2 * kHeadDim);
+#pragma unroll
+      for (int chunk = 0; chunk < Tile::kRowBytes / kChunkBytes; chunk += 8) {
+        copy_chunk_async(to + row * Tile::kRowBytes + chunk * kChunkBytes, from + chunk * kChunk, true);
+      }
+    }
+    if constexpr (kInt8) {
+      if (this_lane() >= kTilePages) return;
+      copy_async<Tile::kScaleBytes>(
+          ring_ + slot * Tile::kBytes + kTilePages * Tile::kRowBytes + this_lane() * Tile::kScaleBytes,
+          scales_ + (std::int64_t{page} * gridDim.x + blockIdx.x) * Tile::kScales);
+    }
+  }
+
+ private:
+  using Tile = BoundTile<T, kHeadDim, kInt8>;
+  static constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(typename Tile::Stored));
+  static __device__ int own_row() {
+    return this_lane() / 8;
+  }
+  static __device__ int own_chunk() {
+    return this_lane() % 8;
+  }
+
+  unsigned ring_;
+  unsigned place_;
+  const typename Tile::Stored* from_ = nullptr;
+  const bf16* scales_ = nullptr;
+};
+
+// What lane 4 r + c holds of head r (and r + 8) of the group: the channels that it holds of a page's row, by sign; for
+// codes as f16, with what sums of products with them are worth.
+template <int kHeadDim, int kProducts, bool kInt8>
+struct BoundQueries {
+  uint4 chunk[kBoundParts][kProducts][kBoundChunks<kHeadDim>];
+  float2 unit[kBoundParts][kProducts];
+};
+
+template <typename T, int kHeadDim, int kProducts, bool kInt8>
+__device__ BoundQueries<kHeadDim, kProducts, kInt8> load_bound_queries(const DecodeArgs<T>& args) {
+  BoundQueries<kHeadDim, kProducts, kInt8> query;
 #pragma unroll
   for (int m = 0; m < kProducts; ++m) {
     const int head = m * kTileHeads + this_lane() / 4;
@@ -41,11 +112,12 @@ __device__ BoundQueries<kHeadDim, kProducts> load_bound_queries(const DecodeArgs
 #pragma unroll
       for (int i = 0; i < kBoundChunks<kHeadDim>; ++i) {
         const int d = ((part * kBoundChunks<kHeadDim> + i) * 4 + this_lane() % 4) * kChunkElements;
-        query.chunk[part][i][m] = {};
+        query.chunk[part][m][i] = {};
         if (head >= args.group) continue;
-        query.chunk[part][i][m] = one_sign<T>(
+        query.chunk[part][m][i] = one_sign<T>(
             *reinterpret_cast<const uint4*>(&args.q(blockIdx.z, first_head + head, d % kHeadDim)), d >= kHeadDim);
       }
+      if constexpr (kInt8) query.unit[part][m] = scale_queries<T>(query.chunk[part][m]);
     }
   }
   return query;
@@ -58,6 +130,12 @@ __device__ inline uint4 load_shared(unsigned address) {
                : "r"(address)
                : "memory");
   return chunk;
+}
+
+__device__ inline uint2 load_shared_half(unsigned address) {
+  uint2 half;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(half.x), "=r"(half.y) : "r"(address) : "memory");
+  return half;
 }
 
 // A head's score: the parts in turn.
@@ -118,26 +196,72 @@ __device__ float group_score_of(const float (&d)[kBoundParts][kProducts][4], Gro
   return group_score == GroupScore::kSum ? sum : sum / static_cast<float>(group);
 }
 
+// The scales of a row of codes that belong to part `part` of its channels, as PageRows holds them.
+template <int kHeadDim>
+__device__ unsigned scales_of_part(const uint4& scales, int part) {
+  if constexpr (kHeadDim == 128) return part == 0 ? scales.x : part == 1 ? scales.y : part == 2 ? scales.z : scales.w;
+  return (part < 2 ? scales.x : scales.y) >> (part % 2 * 16);
+}
+
 // The products of a tile's rows with the group's queries, part by part of the channels.
-template <typename T, int kHeadDim, int kProducts>
-__device__ void score_tile(unsigned tile, const BoundQueries<kHeadDim, kProducts>& query,
+template <typename T, int kHeadDim, int kProducts, bool kInt8>
+__device__ void score_tile(unsigned tile, const BoundQueries<kHeadDim, kProducts, kInt8>& query,
                            float (&d)[kBoundParts][kProducts][4]) {
-  // Of the groups of four chunks, which the lanes of a row take one each, the even and the odd ones.
+  using Tile = BoundTile<T, kHeadDim, kInt8>;
+  constexpr int kChunks = kBoundChunks<kHeadDim>;
   const int r = this_lane() / 4;
-  const unsigned row = tile + static_cast<unsigned>(r * kRowBytes<kHeadDim> + this_lane() % 4 * kChunkBytes);
-  const unsigned shift = r % 2 == 0 ? 0 : kOddRow;
-  const unsigned even = row + shift;
-  const unsigned odd = row - shift;
+  const unsigned row = tile + static_cast<unsigned>(r * Tile::kRowBytes) + this_lane() % 4 * Tile::kLaneBytes;
+  unsigned own[Tile::kPlaces];  // of row r, and of r + 8
+#pragma unroll
+  for (unsigned place = 0; place < Tile::kPlaces; ++place) own[place] = row + Tile::place_of(place, r);
+  uint4 scales[2] = {};
+  if constexpr (kInt8) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const unsigned at =
+          tile + static_cast<unsigned>(kTilePages * Tile::kRowBytes + (r + 8 * half) * Tile::kScaleBytes);
+      if constexpr (kHeadDim == 128) {
+        scales[half] = load_shared(at);
+      } else {
+        const uint2 few = load_shared_half(at);
+        scales[half] = {few.x, few.y, 0, 0};
+      }
+    }
+  }
 #pragma unroll
   for (int part = 0; part < kBoundParts; ++part) {
+    PageRows<T, kChunks, kInt8> rows;
 #pragma unroll
-    for (int i = 0; i < kBoundChunks<kHeadDim>; ++i) {
-      const int group = part * kBoundChunks<kHeadDim> + i;
-      const unsigned at = (group % 2 == 0 ? even : odd) + static_cast<unsigned>(group) * kOddRow;
-      const uint4 upper = load_shared(at);
-      const uint4 lower = load_shared(at + 8 * kRowBytes<kHeadDim>);
+    for (int i = 0; i < kChunks; ++i) {
+      const unsigned product = static_cast<unsigned>(part * kChunks + i);
+      const unsigned at = own[product % Tile::kPlaces] + product / Tile::kPlaces * 8 * kChunkBytes;
 #pragma unroll
-      for (int m = 0; m < kProducts; ++m) multiply_chunks<T>(upper, lower, query.chunk[part][i][m], d[part][m]);
+      for (int half = 0; half < 2; ++half) {
+        if constexpr (kInt8) {
+          rows.chunk[half][i] = load_shared_half(at + half * 8 * Tile::kRowBytes);
+        } else {
+          rows.chunk[half][i] = load_shared(at + half * 8 * Tile::kRowBytes);
+        }
+      }
+    }
+    if constexpr (kInt8) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) rows.scales[half] = scales_of_part<kHeadDim>(scales[half], part);
+    }
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+#pragma unroll
+      for (int m = 0; m < kProducts; ++m) rows.multiply(i, query.chunk[part][m][i], d[part][m]);
+    }
+    if constexpr (kInt8) {
+#pragma unroll
+      for (int m = 0; m < kProducts; ++m) {
+        const float2 unit = query.unit[part][m];
+        d[part][m][0] = __fmul_rn(d[part][m][0], unit.x);
+        d[part][m][1] = __fmul_rn(d[part][m][1], unit.y);
+        d[part][m][2] = __fmul_rn(d[part][m][2], unit.x);
+        d[part][m][3] = __fmul_rn(d[part][m][3], unit.y);
+      }
     }
   }
 }

@@ -79,7 +79,7 @@ class Quest final : public SparseAttention {
   // Blocks of the clusters that choose and attend in one launch; 1 where select() has chosen already.
   [[nodiscard]] int cluster_of(const Exec& exec, const Batch& batch) const {
     if constexpr (kHaveCuda) {
-      if (exec.on_cuda() && config_.page_score == PageScore::kMinMax) {
+      if (exec.on_cuda() && config_.page_score != PageScore::kMeanStd) {
         const AttentionShape& shape = limits().shape;
         return cuda::chosen_cluster(shape, batch.seqs, page_count(batch.max_kv_len, shape.page_tokens),
                                     page_list_bound(budget_of(config_), batch.max_kv_len, shape.page_tokens));
@@ -102,8 +102,8 @@ class Quest final : public SparseAttention {
         const Cost choosing = choose_pages_cost(shape, dtype, config_.page_score, seqs, pages, entries_of(exec, list));
         return choosing + attend_selected_cost(shape, dtype, seqs, listed_tokens(exec, shape, list));
       });
-      cuda::attend_chosen(exec, limits().shape, q, layer.kv, batch, config_.group, budget_of(config_), dense_limit(),
-                          cluster, min_entries(), list, out, lse, counters);
+      cuda::attend_chosen(exec, limits().shape, q, layer.kv, batch, config_.page_score, config_.group,
+                          budget_of(config_), dense_limit(), cluster, min_entries(), list, out, lse, counters);
     }
   }
 

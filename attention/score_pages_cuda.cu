@@ -318,17 +318,10 @@ ScoreArgs<T> score_args(const AttentionShape& shape, const TensorRef& q, const L
                         PageScore page_score, GroupScore group_score, DenseLimit dense, TensorView<float, 3> scores) {
   ScoreArgs<T> args;
   args.q = TensorView<const T, 3>(static_cast<const T*>(q.data), q.shape[0], shape.heads, shape.head_dim);
-  switch (page_score) {
-    case PageScore::kMinMax:
-      args.bounds.exact = static_cast<const T*>(kv.bounds.data);
-      break;
-    case PageScore::kMeanStd:
-      args.moments = kv.moments.as<const float, 4>();
-      break;
-    case PageScore::kMinMaxInt8:
-      args.bounds.codes = static_cast<const std::uint8_t*>(kv.int8_bounds.data);
-      args.bounds.scales = static_cast<const bf16*>(kv.int8_scales.data);
-      break;
+  if (page_score == PageScore::kMeanStd) {
+    args.moments = kv.moments.as<const float, 4>();
+  } else {
+    args.bounds = page_bounds<T>(kv, page_score);
   }
   args.kv_len = batch.kv_len;
   args.page_table = batch.page_table;

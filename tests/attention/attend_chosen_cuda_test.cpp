@@ -37,6 +37,28 @@ std::vector<float> make_bounds(std::mt19937& random, Bounds kind, std::size_t ro
   return bounds;
 }
 
+// Codes and scales of rows as those, likewise of no keys.
+struct Codes {
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scales;
+};
+Codes make_codes(std::mt19937& random, Bounds kind, std::size_t rows, int row_channels) {
+  const auto channels = static_cast<std::size_t>(row_channels);
+  const std::vector<float> bounds = make_bounds(random, kind, rows, row_channels);
+  Codes made{std::vector<std::uint8_t>(bounds.size()), std::vector<float>(bounds.size() / kBoundSpan)};
+  for (std::size_t i = 0; i < bounds.size(); ++i) {
+    const bool small = std::abs(bounds[i]) <= 4.0F;
+    made.codes[i] = static_cast<std::uint8_t>(kBoundZero + (small ? static_cast<int>(bounds[i] * 31.0F) : 127));
+  }
+  std::uniform_real_distribution<float> scale(0.01F, 0.03F);
+  for (std::size_t i = 0; i < made.scales.size(); ++i) {
+    const float first = bounds[i * kBoundSpan / channels * channels];  // of the row, as far as rows are of one value
+    const bool small = std::abs(first) <= 4.0F;
+    made.scales[i] = !small ? first / 127.0F : kind == Bounds::kRandom ? scale(random) : 1.0F / 31.0F;
+  }
+  return made;
+}
+
 template <typename T>
 class ChosenWorld {
  public:
@@ -48,7 +70,11 @@ class ChosenWorld {
         k_(upload_as<T>(stream_, random_floats(random, elements(shape.page_tokens)))),
         v_(upload_as<T>(stream_, random_floats(random, elements(shape.page_tokens)))),
         bounds_(upload_as<T>(stream_, make_bounds(random, kind, rows(), 2 * shape.head_dim))),
-        q_(upload_as<T>(stream_, random_floats(random, query_elements()))) {}
+        q_(upload_as<T>(stream_, random_floats(random, query_elements()))) {
+    const Codes made = make_codes(random, kind, rows(), 2 * shape.head_dim);
+    codes_ = upload(stream_, made.codes);
+    scales_ = upload_as<bf16>(stream_, made.scales);
+  }
 
   struct Found {
     std::vector<float> out, lse;
@@ -67,7 +93,7 @@ class ChosenWorld {
     }
   };
 
-  Found in_two(const PageBudget& budget, GroupScore group_score, DenseLimit dense, int splits) {
+  Found in_two(PageScore page_score, const PageBudget& budget, GroupScore group_score, DenseLimit dense, int splits) {
     const std::int64_t seqs = ragged_.batch.seqs;
     const Buffer scores = upload(stream_, std::vector<float>(lists() * static_cast<std::size_t>(capacity_)));
     const Buffer tickets = upload(stream_, std::vector<std::int32_t>(lists()));
@@ -76,7 +102,7 @@ class ChosenWorld {
     const Buffer part_lse = upload(stream_, std::vector<float>(partial_rows));
     return run(
         [&](const Selection& pages, const TensorRef& out, TensorView<float, 2> lse, const KeptCounters& counters) {
-          choose_pages(stream_.exec(), shape_, q(), kv(), device_.batch, PageScore::kMinMax, group_score, budget, dense,
+          choose_pages(stream_.exec(), shape_, q(), kv(), device_.batch, page_score, group_score, budget, dense,
                        {.scores = scores.template view<float>(seqs, shape_.kv_heads, capacity_),
                         .tickets = tickets.template view<std::int32_t>(seqs, shape_.kv_heads)},
                        pages);
@@ -88,21 +114,23 @@ class ChosenWorld {
         });
   }
 
-  Found in_one(const PageBudget& budget, GroupScore group_score, DenseLimit dense, int cluster) {
+  Found in_one(PageScore page_score, const PageBudget& budget, GroupScore group_score, DenseLimit dense, int cluster) {
     return run(
         [&](const Selection& pages, const TensorRef& out, TensorView<float, 2> lse, const KeptCounters& counters) {
-          cuda::attend_chosen(stream_.exec(), shape_, q(), kv(), device_.batch, group_score, budget, dense, cluster,
-                              kMinEntries, pages, out, lse, counters);
+          cuda::attend_chosen(stream_.exec(), shape_, q(), kv(), device_.batch, page_score, group_score, budget, dense,
+                              cluster, kMinEntries, pages, out, lse, counters);
         });
   }
 
   void check(const PageBudget& budget, GroupScore group_score, DenseLimit dense, const std::string& what) {
-    for (const int cluster : {2, 4, 8}) {
-      const Found expected = in_two(budget, group_score, dense, cluster);
-      EXPECT_EQ(in_one(budget, group_score, dense, cluster).differs_from(expected), "")
-          << what << ", group " << shape_.group() << ", head_dim " << shape_.head_dim << ", page_tokens "
-          << shape_.page_tokens << ", budget " << budget.tokens.value << ", group score "
-          << static_cast<int>(group_score) << ", cluster " << cluster;
+    for (const PageScore page_score : {PageScore::kMinMax, PageScore::kMinMaxInt8}) {
+      for (const int cluster : {2, 4, 8}) {
+        const Found expected = in_two(page_score, budget, group_score, dense, cluster);
+        EXPECT_EQ(in_one(page_score, budget, group_score, dense, cluster).differs_from(expected), "")
+            << what << (page_score == PageScore::kMinMaxInt8 ? " in 8 bits" : "") << ", group " << shape_.group()
+            << ", head_dim " << shape_.head_dim << ", page_tokens " << shape_.page_tokens << ", budget "
+            << budget.tokens.value << ", group score " << static_cast<int>(group_score) << ", cluster " << cluster;
+      }
     }
   }
 
@@ -156,6 +184,8 @@ class ChosenWorld {
     LayerKv kv{.k = k_.ref(dtype, ragged_.pages, shape_.kv_heads, shape_.page_tokens, shape_.head_dim),
                .v = v_.ref(dtype, ragged_.pages, shape_.kv_heads, shape_.page_tokens, shape_.head_dim)};
     kv.bounds = bounds_.ref(dtype, ragged_.pages, shape_.kv_heads, 2, shape_.head_dim);
+    kv.int8_bounds = codes_.ref(DType::kU8, ragged_.pages, shape_.kv_heads, 2, shape_.head_dim);
+    kv.int8_scales = scales_.ref(DType::kBf16, ragged_.pages, shape_.kv_heads, 2, bound_spans(shape_.head_dim));
     return kv;
   }
 
@@ -164,7 +194,7 @@ class ChosenWorld {
   RaggedBatch ragged_;
   DeviceBatch device_;
   std::int64_t capacity_;
-  Buffer k_, v_, bounds_, q_;
+  Buffer k_, v_, bounds_, q_, codes_, scales_;
 };
 
 bool has_clusters() {
@@ -210,9 +240,10 @@ TYPED_TEST(AttendChosenCuda, GivesTheSameBitsAgain) {
   if (!has_clusters()) GTEST_SKIP() << "this GPU has no clusters";
   std::mt19937 random(3);
   ChosenWorld<TypeParam> world(random, make_shape(8, 4, 128, 16), {32768}, Bounds::kRandom);
-  const auto first = world.in_one({.tokens = {2048.0}}, GroupScore::kMax, {0}, 8);
-  for (int again = 0; again < 20; ++again) {
-    ASSERT_EQ(world.in_one({.tokens = {2048.0}}, GroupScore::kMax, {0}, 8).differs_from(first), "");
+  for (const PageScore page_score : {PageScore::kMinMax, PageScore::kMinMaxInt8}) {
+    const auto in_one = [&] { return world.in_one(page_score, {.tokens = {2048.0}}, GroupScore::kMax, {0}, 8); };
+    const auto first = in_one();
+    for (int again = 0; again < 8; ++again) ASSERT_EQ(in_one().differs_from(first), "");
   }
 }
 
