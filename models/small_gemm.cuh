@@ -180,10 +180,10 @@ class StageStream {
   std::uint64_t often_ = evict_last();
 };
 
-// The fetching warp's part. `ready` is called when the first stages of W are under way.
-template <int kRows, typename Output, typename Ready>
+// The fetching warp's part. `begin` is called when the first stages of W are under way.
+template <int kRows, typename Output, typename Begin>
 __device__ void fetch_stages(const SmallGemmArgs<Output>& args, const BlockShare& share, const SmallGemmShared& layout,
-                             const SmallGemmBarriers& barriers, unsigned ring, const Ready& ready) {
+                             const SmallGemmBarriers& barriers, unsigned ring, const Begin& begin) {
   const bool fetches = this_lane() == 0;
   const auto input_at = [&](int stage) { return ring + static_cast<unsigned>(stage * layout.stage_bytes); };
   const auto weight_at = [&](int stage) { return input_at(stage) + static_cast<unsigned>(layout.input_bytes); };
@@ -199,8 +199,7 @@ __device__ void fetch_stages(const SmallGemmArgs<Output>& args, const BlockShare
       weight.copy_weight(weight_at(i), barriers.full + 8 * i);
     }
   }
-  ready();
-  wait_for_previous();
+  begin();
   if (!fetches) return;
   StageStream<kRows, Output> both(args, share);
   for (int i = 0; i < args.stages && both.left() > 0; ++i, both.advance()) {
@@ -314,15 +313,13 @@ __global__ void __launch_bounds__(kSmallGemmThreads, kSmallGemmBlocks)
   const auto begin_together = [&] {
     __syncthreads();
     if (args.parts > 1) arrive_in_cluster();
+    wait_for_previous();
+    if (args.parts > 1) wait_for_cluster();
   };
   if (this_warp() == kMultiplyWarps) {
-    fetch_stages<kRows>(args, share, layout, barriers, ring, begin_together);
-    if (args.parts > 1) wait_for_cluster();
-    return;
+    return fetch_stages<kRows>(args, share, layout, barriers, ring, begin_together);
   }
   begin_together();
-  wait_for_previous();
-  if (args.parts > 1) wait_for_cluster();
 
   auto* const sums = reinterpret_cast<float*>(memory + layout.sums(args.stages));
   RingPlace place;
