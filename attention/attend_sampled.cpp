@@ -27,12 +27,13 @@ std::int64_t sample_tickets(std::int64_t lists) {
   return lists + kQueueNumbers + (most_queued(lists) + kMostBlocks) / kBits;
 }
 
-SampledCuts sampled_cuts(int lists, int tokens, int units) {
+SampledCuts sampled_cuts(int lists, int group, int tokens, int units) {
   // A part costs its block a twentieth of a long list's static part and pilot beside its share of them.
   constexpr double kOwnCost = 0.05;
   constexpr int kMostTeam = 32;
   constexpr int kShortContext = 8192;
   constexpr int kShortTeam = 16;
+  constexpr int kWideGroup = 4;
   SampledCuts cuts;
   double least = 0.0;
   for (int team = 1; team <= (tokens < kShortContext ? kShortTeam : kMostTeam); team *= 2) {
@@ -43,8 +44,14 @@ SampledCuts sampled_cuts(int lists, int tokens, int units) {
       cuts.team = team;
     }
   }
-  // Few lists leave a block one part of each, many have the other lists' work to hide a long part behind.
-  cuts.draws = lists * 8 <= units ? 128 : 256;
+  // Few lists leave a block one part of each, many have the other lists' work to hide a long part behind. A group draws
+  // as much as the head of it that asks for most: long samples, whose parts may be longer too. Measured with 1 and 4
+  // heads at 32K (docs/kernels.md).
+  if (group >= kWideGroup && tokens >= kShortContext) {
+    cuts.draws = std::clamp(16 * lists, 128, 512);
+  } else {
+    cuts.draws = lists * 8 <= units ? 128 : 256;
+  }
   cuts.parts = std::clamp(kAllParts / std::max(1, lists), kLeastParts, kMostParts);
   return cuts;
 }
@@ -63,13 +70,14 @@ SampledScratch take_sampled_scratch(ScratchCarver& carver, const AttentionLimits
   }
   const int lists = seqs * shape.kv_heads;
   const int group = shape.group();
-  scratch.cuts = sampled_cuts(lists, tokens, decode_units(limits));
+  scratch.cuts = sampled_cuts(lists, group, tokens, decode_units(limits));
   const int parts = places_of(scratch.cuts);
   // As much as any smaller step takes, whose lists are cut more finely.
   std::int64_t most = 0;
   for (int s = 1; s <= seqs; ++s) {
     const int smaller = s * shape.kv_heads;
-    most = std::max(most, std::int64_t{smaller} * places_of(sampled_cuts(smaller, tokens, decode_units(limits))));
+    most =
+        std::max(most, std::int64_t{smaller} * places_of(sampled_cuts(smaller, group, tokens, decode_units(limits))));
   }
   scratch.parts =
       TensorView<float, 4>(carver.take<float>(most, group, shape.head_dim).data(), lists, parts, group, shape.head_dim);

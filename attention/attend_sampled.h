@@ -15,8 +15,8 @@ struct SampledCuts {
   int draws = 16;  // of a later part, a multiple of 16, unless they are too many for
   int parts = 1;   // so many parts of each round of draws
 };
-// For lists of up to `tokens` entries on a device that runs `units` blocks.
-SampledCuts sampled_cuts(int lists, int tokens, int units);
+// For lists of up to `tokens` entries, each for `group` query heads, on a device that runs `units` blocks.
+SampledCuts sampled_cuts(int lists, int group, int tokens, int units);
 
 inline constexpr int kMostParts = 64;  // of a round
 inline constexpr int kPartSums = 4;

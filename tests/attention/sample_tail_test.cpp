@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/attend_sampled.h"
 #include "tests/attention/list_buffers.h"
 #include "tests/paged.h"
 
@@ -289,6 +290,26 @@ TEST(SizeSample, LeavesAListWithoutRestAlone) {
   EXPECT_EQ(lists.list.count(0, 0), 20);
   EXPECT_EQ(lists.list.tail_begin(0, 0), 20);
   EXPECT_EQ(lists.report.guard_hits(0, 0), 0);
+}
+
+// What the kernel's shared memory and loops over parts rely on.
+TEST(SampledCuts, KeepWithinWhatTheKernelHolds) {
+  constexpr int kUnits = 264;
+  for (const int group : {1, 2, 4, 8, 16}) {
+    for (const int tokens : {1024, 8191, 8192, 131072}) {
+      for (int lists = 1; lists <= 4096; lists = lists * 3 / 2 + 1) {
+        const SampledCuts cuts = sampled_cuts(lists, group, tokens, kUnits);
+        EXPECT_TRUE(cuts.team >= 1 && cuts.team <= 32) << cuts.team << " parts for " << lists << " lists";
+        EXPECT_TRUE(cuts.draws >= 16 && cuts.draws % 16 == 0) << cuts.draws << " draws for " << lists << " lists";
+        EXPECT_TRUE(cuts.parts >= 1 && cuts.parts <= kMostParts) << cuts.parts << " parts for " << lists << " lists";
+      }
+    }
+  }
+  // Long samples of many groups are cut into fewer parts; a single head's, and short ones, are not.
+  EXPECT_EQ(sampled_cuts(64, 4, 32768, kUnits).draws, 512);
+  EXPECT_EQ(sampled_cuts(8, 4, 32768, kUnits).draws, 128);
+  EXPECT_EQ(sampled_cuts(64, 4, 4096, kUnits).draws, 256);
+  EXPECT_EQ(sampled_cuts(64, 1, 32768, kUnits).draws, 256);
 }
 
 }  // namespace
