@@ -55,6 +55,14 @@ template <int kPending>
 __device__ inline void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
+// Waits for all products, and keeps the compiler from reading their sums before: as values they do not depend on
+// waiting.
+template <int kFloats>
+__device__ void wait_sums(float (&sums)[kFloats]) {
+  wait_products<0>();
+#pragma unroll
+  for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");
+}
 
 // clang-format off
 #define VESPER_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \

@@ -110,20 +110,22 @@ struct RingPlace {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Shared addresses of the barriers. A stage is `full` when its bytes are there and `free` when they are read; `summed`
-// is when all blocks of the cluster have put their sums here.
+// is when the sums of all blocks of the cluster have come here.
 struct SmallGemmBarriers {
   unsigned full, free, summed;
 
   __device__ explicit SmallGemmBarriers(unsigned at)
       : full(at), free(at + 8 * kMaxStages), summed(at + 16 * kMaxStages) {}
 
-  __device__ void make(int stages, int parts) const {
+  // `sum_bytes`: of sums that blocks send here.
+  __device__ void make(int stages, unsigned sum_bytes) const {
     for (int i = 0; i < stages; ++i) {
       make_barrier(full + 8 * i, 1);
       make_barrier(free + 8 * i, kMultiplyWarps);
     }
-    make_barrier(summed, static_cast<unsigned>(parts * kMultiplyWarps));
+    make_barrier(summed, 1);
     publish_barriers();
+    arrive_expecting(summed, sum_bytes);
   }
 };
 
@@ -139,6 +141,12 @@ struct BlockShare {
     const int stages = (args.columns + kStageColumns - 1) / kStageColumns;
     begin = stages * part / args.parts;
     end = stages * (part + 1) / args.parts;
+  }
+
+  // Tokens whose sums come together in this block: every so many, from `part` on.
+  template <typename Output>
+  __device__ int own_tokens(const SmallGemmArgs<Output>& args) const {
+    return (args.tokens - part + args.parts - 1) / args.parts;
   }
 };
 
@@ -192,7 +200,7 @@ __device__ void fetch_stages(const SmallGemmArgs<Output>& args, const BlockShare
   };
   StageStream<kRows, Output> weight(args, share);
   if (fetches) {
-    barriers.make(args.stages, args.parts);
+    barriers.make(args.stages, static_cast<unsigned>(4 * args.parts * share.own_tokens(args) * kRows));
     let_next_start();  // saying it later was measured to make no difference
     for (int i = 0; i < args.stages && weight.left() > 0; ++i, weight.advance()) {
       expect(i);
@@ -257,30 +265,30 @@ __device__ void put_out(const SmallGemmArgs<Output>& args, int tile, const float
   }
 }
 
-// The same for a cluster: token t is the affair of block t mod parts, where the blocks' sums, [parts, token_rows /
-// parts, pitch], are added up.
+// The same for a cluster: token t is the affair of block t mod parts, to which all send their sums, [parts, token_rows
+// / parts, pitch], and which adds them up.
 template <int kRows, typename Output>
-__device__ void put_together(const SmallGemmArgs<Output>& args, int tile, const float (&d)[kRows / 2], float* sums,
-                             const SmallGemmShared& layout, unsigned summed) {
+__device__ void put_together(const SmallGemmArgs<Output>& args, const BlockShare& share, int tile,
+                             const float (&d)[kRows / 2], float* sums, const SmallGemmShared& layout, unsigned summed) {
   constexpr int kBands = kRows / (2 * kBandRows);
   constexpr int kPitch = kRows + kPitchPadding;
   const int parts = args.parts;
-  const int rank = static_cast<int>(blockIdx.x) % parts;
-  const int share = layout.token_rows / parts * kPitch;  // of a block, from one block
+  const int of_block = layout.token_rows / parts * kPitch;  // from one block
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int t = 16 * this_warp() + this_lane() / 4 + 8 * h;
     if (t >= args.tokens) continue;
-    float* const to = in_block(sums, static_cast<unsigned>(t % parts)) + rank * share + t / parts * kPitch;
+    const auto block = static_cast<unsigned>(t % parts);
+    const unsigned told = in_block(summed, block);
+    const unsigned to =
+        in_block(shared_address(sums + share.part * of_block + t / parts * kPitch + 2 * (this_lane() % 4)), block);
 #pragma unroll
     for (int i = 0; i < kRows / 8; ++i) {
-      *reinterpret_cast<float2*>(to + 8 * i + 2 * (this_lane() % 4)) = float2{d[4 * i + 2 * h], d[4 * i + 2 * h + 1]};
+      send(to + 32 * i, uint2{__float_as_uint(d[4 * i + 2 * h]), __float_as_uint(d[4 * i + 2 * h + 1])}, told);
     }
   }
-  __syncwarp();
-  if (this_lane() < parts) arrive_in_block(summed, static_cast<unsigned>(this_lane()));
   wait_phase_of_cluster(summed, 0);
-  const int own_tokens = (args.tokens - rank + parts - 1) / parts;
+  const int own_tokens = share.own_tokens(args);
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < own_tokens * kRows / 2; i += kGroupThreads) {
     const int t = i / (kRows / 2);
@@ -291,11 +299,11 @@ __device__ void put_together(const SmallGemmArgs<Output>& args, int tile, const 
     const float* from = sums + t * kPitch + band * 2 * kBandRows + j;
     float low = 0.0F;
     float high = 0.0F;
-    for (int part = 0; part < parts; ++part, from += share) {
+    for (int part = 0; part < parts; ++part, from += of_block) {
       low += from[0];
       high += from[kBandRows];
     }
-    args.output(t * parts + rank, row / args.run * args.stride + row % args.run, low, high);
+    args.output(t * parts + share.part, row / args.run * args.stride + row % args.run, low, high);
   }
 }
 
@@ -341,12 +349,12 @@ __global__ void __launch_bounds__(kSmallGemmThreads, kSmallGemmBlocks)
       reading = place.stage;
       place.advance(args.stages);
     }
-    wait_products<0>();
+    wait_sums(d);
     if (share.begin < share.end && this_lane() == 0) arrive(barriers.free + 8 * reading);
     if (args.parts == 1) {
       put_out<kRows>(args, tile, d, sums);
     } else {
-      put_together<kRows>(args, tile, d, sums, layout, barriers.summed);
+      put_together<kRows>(args, share, tile, d, sums, layout, barriers.summed);
     }
   }
 #endif

@@ -82,17 +82,7 @@ __device__ inline void send([[maybe_unused]] unsigned to, [[maybe_unused]] uint4
 #endif
 }
 
-// Arrives at the barrier (engine/core/bulk_copy.cuh) of block `rank` that lies where `barrier`, a shared address, lies
-// in this one. This thread's writes before can be seen by who waits with wait_phase_of_cluster. 9.0 and up.
-__device__ inline void arrive_in_block([[maybe_unused]] unsigned barrier, [[maybe_unused]] unsigned rank) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-#endif
-}
+// As wait_phase: what blocks of the cluster sent before the phase ended can be read.
 __device__ inline void wait_phase_of_cluster([[maybe_unused]] unsigned barrier, [[maybe_unused]] unsigned parity) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
