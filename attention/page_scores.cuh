@@ -102,20 +102,29 @@ struct BoundQueries {
 
 template <typename T, int kHeadDim, int kProducts, bool kInt8>
 __device__ BoundQueries<kHeadDim, kProducts, kInt8> load_bound_queries(const DecodeArgs<T>& args) {
+  constexpr int kLoads = kHeadDim / (4 * kChunkElements);  // of a lane and head; each is used by both signs
+  const int first_head = static_cast<int>(blockIdx.x) * args.group;
+  // All at once, and without branches: in turn they would take as many latencies, and nothing else is left to wait for.
+  uint4 channels[kProducts][kLoads];
+#pragma unroll
+  for (int m = 0; m < kProducts; ++m) {
+    const int head = first_head + min(m * kTileHeads + this_lane() / 4, args.group - 1);
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      channels[m][i] =
+          *reinterpret_cast<const uint4*>(&args.q(blockIdx.z, head, (i * 4 + this_lane() % 4) * kChunkElements));
+    }
+  }
   BoundQueries<kHeadDim, kProducts, kInt8> query;
 #pragma unroll
   for (int m = 0; m < kProducts; ++m) {
-    const int head = m * kTileHeads + this_lane() / 4;
-    const int first_head = static_cast<int>(blockIdx.x) * args.group;
+    const bool has_head = m * kTileHeads + this_lane() / 4 < args.group;
 #pragma unroll
     for (int part = 0; part < kBoundParts; ++part) {
 #pragma unroll
       for (int i = 0; i < kBoundChunks<kHeadDim>; ++i) {
-        const int d = ((part * kBoundChunks<kHeadDim> + i) * 4 + this_lane() % 4) * kChunkElements;
-        query.chunk[part][m][i] = {};
-        if (head >= args.group) continue;
-        query.chunk[part][m][i] = one_sign<T>(
-            *reinterpret_cast<const uint4*>(&args.q(blockIdx.z, first_head + head, d % kHeadDim)), d >= kHeadDim);
+        const int load = part * kBoundChunks<kHeadDim> + i;
+        query.chunk[part][m][i] = has_head ? one_sign<T>(channels[m][load % kLoads], load >= kLoads) : uint4{};
       }
       if constexpr (kInt8) query.unit[part][m] = scale_queries<T>(query.chunk[part][m]);
     }
