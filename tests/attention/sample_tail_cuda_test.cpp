@@ -1,5 +1,5 @@
-// Sampled lists on CUDA against the CPU's. Static part and draws are equal to the last entry, since they depend on
-// integers and given scores; a size depends on fp32 terms and may differ by a thousandth and by one.
+// Sampled lists on CUDA against the CPU's. Draws are equal to the last entry, since they depend on integers; a size
+// depends on fp32 terms and may differ by a thousandth and by one.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,124 +10,11 @@
 #include <vector>
 
 #include "attention/attend_sampled.h"
-#include "engine/core/error.h"
-#include "tests/attention/list_buffers.h"
-#include "tests/gpu.h"
-#include "tests/paged_device.h"
+#include "tests/attention/attend_reference.h"
+#include "tests/attention/device_lists.h"
 
 namespace vesper {
 namespace {
-
-// Lists on the device that start as their host twins are.
-struct DeviceLists {
-  Buffer index, count, tail_begin, tail_log_weight, guard_hits;
-  Selection list;
-  SampleReport report;
-
-  DeviceLists(const Stream& stream, const ListBuffers& host)
-      : index(upload(stream, host.index)),
-        count(upload(stream, host.count)),
-        tail_begin(upload(stream, host.tail_begin)),
-        tail_log_weight(upload(stream, host.tail_log_weight)),
-        guard_hits(upload(stream, host.guard_hits)) {
-    const auto extent = [&](int d) { return host.list.index.shape(d); };
-    list = {.unit = SelectionUnit::kTokens,
-            .index = index.view<std::int32_t>(extent(0), extent(1), extent(2)),
-            .count = count.view<std::int32_t>(extent(0), extent(1)),
-            .tail_begin = tail_begin.view<std::int32_t>(extent(0), extent(1)),
-            .tail_log_weight = tail_log_weight.view<float>(extent(0), extent(1))};
-    report = {.guard_hits = guard_hits.view<std::int32_t>(extent(0), extent(1))};
-  }
-  void read(const Stream& stream, ListBuffers& host) const {
-    host.index = download<std::int32_t>(stream, index, host.index.size());
-    host.count = download<std::int32_t>(stream, count, host.count.size());
-    host.tail_begin = download<std::int32_t>(stream, tail_begin, host.tail_begin.size());
-    host.tail_log_weight = download<float>(stream, tail_log_weight, host.tail_log_weight.size());
-    host.guard_hits = download<std::int32_t>(stream, guard_hits, host.guard_hits.size());
-    host.look();
-  }
-};
-
-// The same count, static part, weight and entries; says where the first difference is.
-void expect_same_list(const ListBuffers& found, const ListBuffers& expected, int s, int g, const std::string& what) {
-  const std::string where = what + ", sequence " + std::to_string(s) + ", KV head " + std::to_string(g);
-  ASSERT_EQ(found.list.count(s, g), expected.list.count(s, g)) << where;
-  ASSERT_EQ(found.list.tail_begin(s, g), expected.list.tail_begin(s, g)) << where;
-  EXPECT_FLOAT_EQ(found.list.tail_log_weight(s, g), expected.list.tail_log_weight(s, g)) << where;
-  for (int i = 0; i < found.list.count(s, g); ++i) {
-    ASSERT_EQ(found.list.index(s, g, i), expected.list.index(s, g, i)) << where << ", entry " << i;
-  }
-}
-
-AttentionShape shape_of(int group, int kv_heads, int head_dim, int page_tokens) {
-  return {.heads = group * kv_heads,
-          .kv_heads = kv_heads,
-          .head_dim = head_dim,
-          .page_tokens = page_tokens,
-          .scale = 1.0F / std::sqrt(static_cast<float>(head_dim))};
-}
-
-enum class Scores { kSpread, kTied, kEqual, kWithNan };
-
-std::vector<float> scores_like(std::mt19937& random, std::size_t count, Scores like) {
-  std::vector<float> scores = random_floats(random, count, -20.0F, 20.0F);
-  for (std::size_t i = 0; i < count; ++i) {
-    if (like == Scores::kTied) scores[i] = std::round(scores[i]);
-    if (like == Scores::kEqual) scores[i] = 0.5F;
-    if (like == Scores::kWithNan && i % 3 == 0) scores[i] = i % 2 == 0 ? NAN : -INFINITY;
-    if (i % 1000 == 7) scores[i] = i % 2 == 0 ? -0.0F : 0.0F;
-  }
-  return scores;
-}
-
-TEST(SelectStaticCuda, GivesTheListsOfTheCpu) {
-  VESPER_NEEDS_GPU();
-  const Stream stream(DeviceKind::kCuda);
-  std::mt19937 random(1);
-  const std::vector<int> lengths{1, 5, 63, 64, 4096, 4100, 4165, 9000, 40000};
-  constexpr int kCapacity = 40001;
-  const auto seqs = static_cast<int>(lengths.size());
-  const RaggedBatch ragged(random, Phase::kDecode, lengths, std::vector<int>(lengths.size(), 1), 16);
-  const DeviceBatch device(stream, ragged);
-  const std::vector<StaticRule> rules{
-      {.sink_tokens = {4}, .window_tokens = {8}, .top_k = {0.025}},
-      {.sink_tokens = {128}, .window_tokens = {128}, .top_k = {1}, .group_score = GroupScore::kSum},
-      {.sink_tokens = {0}, .window_tokens = {0}, .top_k = {0.9}, .group_score = GroupScore::kMean},
-      {.sink_tokens = {3}, .window_tokens = {0.5}, .top_k = {100000}},
-      {.sink_tokens = {64}, .window_tokens = {64}, .top_k = {0}}};
-  int round = 0;
-  for (const int group : {1, 3, 8}) {
-    const AttentionShape shape = shape_of(group, 2, 64, 16);
-    for (const Scores like : {Scores::kSpread, Scores::kTied, Scores::kEqual, Scores::kWithNan}) {
-      for (const bool of_pages : {false, true}) {
-        const int rows = of_pages ? shape.kv_heads : shape.heads;
-        const int columns = of_pages ? (kCapacity + 15) / 16 : kCapacity;
-        const std::vector<float> scores =
-            scores_like(random, static_cast<std::size_t>(seqs * rows) * static_cast<std::size_t>(columns), like);
-        const Buffer on_device = upload(stream, scores);
-        TopKScores top_k;
-        TopKScores device_top_k;
-        (of_pages ? top_k.of_pages : top_k.of_tokens) = TensorView<const float, 3>(scores.data(), seqs, rows, columns);
-        (of_pages ? device_top_k.of_pages : device_top_k.of_tokens) = on_device.view<const float>(seqs, rows, columns);
-        const StaticRule& rule = rules[static_cast<std::size_t>(round++) % rules.size()];
-        ListBuffers expected(seqs, 2, kCapacity);
-        const DeviceLists lists(stream, expected);
-        cpu::select_static(shape, ragged.batch, top_k, rule, {.tokens = 5}, expected.list);
-        select_static(stream.exec(), shape, device.batch, device_top_k, rule, {.tokens = 5}, lists.list);
-        ListBuffers found(seqs, 2, kCapacity);
-        lists.read(stream, found);
-        for (int s = 0; s < seqs; ++s) {
-          for (int g = 0; g < 2; ++g) {
-            expect_same_list(found, expected, s, g,
-                             "group " + std::to_string(group) + (of_pages ? ", pages" : ", tokens") + ", scores " +
-                                 std::to_string(static_cast<int>(like)) + ", rule " +
-                                 std::to_string((round - 1) % static_cast<int>(rules.size())));
-          }
-        }
-      }
-    }
-  }
-}
 
 // A layer in T's numbers, with queries whose scores deviate by about 1.5 and values around 1.
 struct Layer {
@@ -352,7 +239,7 @@ TYPED_TEST(SizeSampleCuda, DrawsThePilotAsTheCpuDoes) {
   VESPER_NEEDS_GPU();
   const Stream stream(DeviceKind::kCuda);
   std::mt19937 random(2);
-  Layer layer(random, shape_of(2, 3, 64, 16), {3, 31, 33, 48, 49, 50, 700, 16393, 40000});
+  Layer layer(random, make_shape(3, 2, 64, 16), {3, 31, 33, 48, 49, 50, 700, 16393, 40000});
   layer.ragged.request = {9, 8, 7, 3, 1, 1, 2, 3, 70000};
   layer.round<TypeParam>();
   for (const Amount pilot : {Amount{512}, Amount{0.3}, Amount{1e9}}) {
@@ -373,7 +260,7 @@ TYPED_TEST(SizeSampleCuda, SizesAsTheCpuDoes) {
   Seen seen;
   for (const Form& form :
        {Form{1, 2, 64, 16}, Form{4, 2, 128, 16}, Form{8, 1, 64, 32}, Form{16, 1, 128, 64}, Form{5, 2, 128, 32}}) {
-    Layer layer(random, shape_of(form.group, form.kv_heads, form.head_dim, form.page_tokens),
+    Layer layer(random, make_shape(form.kv_heads, form.group, form.head_dim, form.page_tokens),
                 {1, 30, 31, 200, 900, 6000});
     layer.round<TypeParam>();
     for (const Verify verify : {Verify::kOutput, Verify::kDenominator}) {
@@ -396,7 +283,7 @@ TYPED_TEST(SizeSampleCuda, GuardsAsTheCpuDoes) {
   std::mt19937 random(4);
   Seen seen;
   for (const int head_dim : {64, 128}) {
-    Layer layer(random, shape_of(2, 2, head_dim, 16), {3000, 5000});
+    Layer layer(random, make_shape(2, 2, head_dim, 16), {3000, 5000});
     for (int s = 0; s < 2; ++s) {
       for (int h = 0; h < 4; ++h) {
         for (int i = 0; i < 12; ++i) layer.plant(s, h, 100 + 4 * (53 * i + 7 * s) + h, 8.5F);
@@ -425,7 +312,7 @@ TYPED_TEST(SizeSampleCuda, EscalatesForAWideGroupAsTheCpuDoes) {
   VESPER_NEEDS_GPU();
   const Stream stream(DeviceKind::kCuda);
   std::mt19937 random(6);
-  Layer layer(random, shape_of(11, 2, 128, 16), {1500, 25, 700, 60});
+  Layer layer(random, make_shape(2, 11, 128, 16), {1500, 25, 700, 60});
   for (int s = 0; s < 3; s += 2) {
     for (int h = 0; h < 22; h += 3) {
       for (int i = 0; i < 8; ++i) layer.plant(s, h, 30 + 24 * (i + 1) + h, 8.5F);
@@ -447,7 +334,7 @@ TYPED_TEST(SizeSampleCuda, TakesTurnsAtManyListsAsTheCpuDoes) {
   std::mt19937 random(5);
   std::vector<int> lengths;
   for (int s = 0; s < 70; ++s) lengths.push_back(s % 7 == 0 ? 3000 + 20 * s : s % 5 == 0 ? 25 + s / 10 : 40 + 13 * s);
-  Layer layer(random, shape_of(1, 5, 64, 16), lengths);
+  Layer layer(random, make_shape(5, 1, 64, 16), lengths);
   for (int s = 0; s < 70; ++s) {
     if (s % 3 != 0 || lengths[static_cast<std::size_t>(s)] < 600) continue;
     for (int h = 0; h < 5; h += 1 + s % 2) {
