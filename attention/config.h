@@ -18,7 +18,7 @@ struct DenseConfig {
   bool operator==(const DenseConfig&) const = default;
 };
 
-// Whether steps of a layer's attention share launches on a GPU, where they can. The results are the same.
+// Whether steps of a layer's attention share launches on a GPU, where they can. The lists are the same.
 enum class Kernels : std::uint8_t { kFused, kSeparate };
 
 struct QuestConfig {
