@@ -4,8 +4,7 @@
 //   list      = the forced pages and the best others, ascending;  out = attention over the list
 //
 // Shapes: q, out [seqs, heads, head_dim]; bounds [pages, kv_heads, 2, head_dim], exact or in 8 bits; K and V, lists,
-// partials as in
-//   attention/attend_selected_cuda.cu.
+//   partials as in attention/attend_selected_cuda.cu.
 // Mapping: grid (kv_heads, blocks of a cluster, seqs), a cluster a list. Its blocks of four warps deal out the
 //   sequence's pages in runs, score them, and keep the scores in shared memory. A warp takes tiles of 16 pages of its
 //   block's run; their bounds come through its ring. What fits the rings is on its way before the kernel in front is

@@ -94,14 +94,14 @@ class BoundCopies {
 
 // What lane 4 r + c holds of head r (and r + 8) of the group: the channels that it holds of a page's row, by sign; for
 // codes as f16, with what sums of products with them are worth.
-template <int kHeadDim, int kProducts, bool kInt8>
+template <int kHeadDim, int kProducts>
 struct BoundQueries {
   uint4 chunk[kBoundParts][kProducts][kBoundChunks<kHeadDim>];
   float2 unit[kBoundParts][kProducts];
 };
 
 template <typename T, int kHeadDim, int kProducts, bool kInt8>
-__device__ BoundQueries<kHeadDim, kProducts, kInt8> load_bound_queries(const DecodeArgs<T>& args) {
+__device__ BoundQueries<kHeadDim, kProducts> load_bound_queries(const DecodeArgs<T>& args) {
   constexpr int kLoads = kHeadDim / (4 * kChunkElements);  // of a lane and head; each is used by both signs
   const int first_head = static_cast<int>(blockIdx.x) * args.group;
   // All at once, and without branches: in turn they would take as many latencies, and nothing else is left to wait for.
@@ -115,7 +115,7 @@ __device__ BoundQueries<kHeadDim, kProducts, kInt8> load_bound_queries(const Dec
           *reinterpret_cast<const uint4*>(&args.q(blockIdx.z, head, (i * 4 + this_lane() % 4) * kChunkElements));
     }
   }
-  BoundQueries<kHeadDim, kProducts, kInt8> query;
+  BoundQueries<kHeadDim, kProducts> query;
 #pragma unroll
   for (int m = 0; m < kProducts; ++m) {
     const bool has_head = m * kTileHeads + this_lane() / 4 < args.group;
@@ -214,7 +214,7 @@ __device__ unsigned scales_of_part(const uint4& scales, int part) {
 
 // The products of a tile's rows with the group's queries, part by part of the channels.
 template <typename T, int kHeadDim, int kProducts, bool kInt8>
-__device__ void score_tile(unsigned tile, const BoundQueries<kHeadDim, kProducts, kInt8>& query,
+__device__ void score_tile(unsigned tile, const BoundQueries<kHeadDim, kProducts>& query,
                            float (&d)[kBoundParts][kProducts][4]) {
   using Tile = BoundTile<T, kHeadDim, kInt8>;
   constexpr int kChunks = kBoundChunks<kHeadDim>;
