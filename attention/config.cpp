@@ -19,6 +19,7 @@ using Json = nlohmann::json;
 
 // Names of enumerators, in their order.
 constexpr std::array<std::string_view, 3> kGroupScores = {"max", "sum", "mean"};
+constexpr std::array<std::string_view, 2> kKernels = {"fused", "separate"};
 constexpr std::array<std::string_view, 2> kPageScores = {"min_max", "mean_std"};
 constexpr std::array<std::string_view, 2> kBounds = {"exact", "int8"};
 constexpr std::array<std::string_view, 2> kKeySources = {"int4", "exact"};
@@ -139,6 +140,7 @@ QuestConfig read_quest(Rule& rule) {
   config.group = rule.choice("group", config.group, kGroupScores);
   config.sink_tokens = rule.amount("sink_tokens", config.sink_tokens, true);
   config.window_tokens = rule.amount("window_tokens", config.window_tokens, true);
+  config.kernels = rule.choice("kernels", config.kernels, kKernels);
   return config;
 }
 
@@ -310,9 +312,9 @@ std::string describe_score(PageScore score) {
 struct Description {
   std::string operator()(const DenseConfig& /*config*/) const { return "dense"; }
   std::string operator()(const QuestConfig& c) const {
-    return fmt::format("quest token_budget={} {} group={} sink_tokens={} window_tokens={}", c.token_budget.value,
+    return fmt::format("quest token_budget={} {} group={} sink_tokens={} window_tokens={}{}", c.token_budget.value,
                        describe_score(c.page_score), name_of(kGroupScores, c.group), c.sink_tokens.value,
-                       c.window_tokens.value);
+                       c.window_tokens.value, c.kernels == Kernels::kSeparate ? " kernels=separate" : "");
   }
   std::string operator()(const TwilightConfig& c) const {
     const std::string base = c.dense_base ? "base=dense"

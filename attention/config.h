@@ -18,12 +18,16 @@ struct DenseConfig {
   bool operator==(const DenseConfig&) const = default;
 };
 
+// Whether steps of a layer's attention share launches on a GPU, where they can. The lists are the same.
+enum class Kernels : std::uint8_t { kFused, kSeparate };
+
 struct QuestConfig {
   Amount token_budget{2048};  // floored to whole pages; the newest page, sink and window included
   PageScore page_score = PageScore::kMinMax;
   GroupScore group = GroupScore::kMax;
   Amount sink_tokens;
   Amount window_tokens;
+  Kernels kernels = Kernels::kFused;
   bool operator==(const QuestConfig&) const = default;
 };
 

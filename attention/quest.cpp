@@ -66,6 +66,7 @@ class Quest final : public SparseAttention {
                    ScratchCarver& carver) override {
     const AttentionShape& shape = limits().shape;
     const QuestScratch scratch = lay_out(carver, config_, shape, batch.seqs, batch.max_kv_len);
+    if (config_.kernels == Kernels::kSeparate) return select_apart(exec, layer, q, batch, scratch);
     if (cluster_of(exec, batch) > 1) return {.list = scratch.pages, .guard_hits = {}};
     const std::int64_t pages = pages_of(batch);
     layer.begin_stage(exec, "score+select", [=, this, seqs = batch.seqs, list = scratch.pages] {
@@ -76,10 +77,25 @@ class Quest final : public SparseAttention {
     return {.list = scratch.pages, .guard_hits = {}};
   }
 
+  MadeLists select_apart(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                         const QuestScratch& scratch) const {
+    const AttentionShape& shape = limits().shape;
+    const std::int64_t pages = pages_of(batch);
+    layer.begin_stage(exec, "score", [=, this, seqs = batch.seqs] {
+      return score_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages);
+    });
+    score_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, dense_limit(), scratch.scores);
+    layer.begin_stage(exec, "select", [=, this, list = scratch.pages] {
+      return select_pages_cost(limits().shape, pages, entries_of(exec, list));
+    });
+    select_pages(exec, shape, batch, scratch.scores, budget_of(config_), dense_limit(), scratch.pages);
+    return {.list = scratch.pages, .guard_hits = {}};
+  }
+
   // Blocks of the clusters that choose and attend in one launch; 1 where select() has chosen already.
   [[nodiscard]] int cluster_of(const Exec& exec, const Batch& batch) const {
     if constexpr (kHaveCuda) {
-      if (exec.on_cuda() && config_.page_score != PageScore::kMeanStd) {
+      if (exec.on_cuda() && config_.page_score != PageScore::kMeanStd && config_.kernels == Kernels::kFused) {
         const AttentionShape& shape = limits().shape;
         return cuda::chosen_cluster(shape, batch.seqs, page_count(batch.max_kv_len, shape.page_tokens),
                                     page_list_bound(budget_of(config_), batch.max_kv_len, shape.page_tokens));

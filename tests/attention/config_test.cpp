@@ -97,6 +97,15 @@ TEST(AttentionConfig, ReadsBoundsWhereBoundsAreRead) {
   expect_spec_refused("dense:bounds=int8", "the key \"bounds\"");
 }
 
+TEST(AttentionConfig, ReadsWhetherQuestsKernelsAreFused) {
+  const auto last = [](const std::string& spec) { return parse_attention(spec, 4).layers.back(); };
+  EXPECT_EQ(last("quest:kernels=fused"), last("quest"));
+  EXPECT_EQ(std::get<QuestConfig>(last("quest:kernels=separate").settings).kernels, Kernels::kSeparate);
+  EXPECT_EQ(describe(last("quest:kernels=separate")),
+            "quest token_budget=2048 page_score=min_max bounds=exact group=max sink_tokens=0 window_tokens=0 "
+            "kernels=separate");
+}
+
 // What each layer's backend makes the cache keep, over all arms that share it.
 TEST(AttentionConfig, PlansTheBoundsThatArmsRead) {
   const std::vector<AttentionConfig> arms = {parse_attention("quest:bounds=int8", 3), parse_attention("vattention", 3)};

@@ -50,6 +50,7 @@ const std::vector<std::string> kSpecs = {
     "quest:token_budget=0.1,sink_tokens=20,window_tokens=40",
     "quest:token_budget=128,page_score=mean_std,group=sum",
     "quest:token_budget=96,bounds=int8",
+    "quest:token_budget=96,kernels=separate",
     "twilight:top_p=0.9",
     "twilight:top_p=0.9,bounds=int8",
     "twilight:top_p=0.5,base=dense,min_tokens=4",
@@ -96,6 +97,19 @@ TEST_F(BackendsTest, ABudgetThatCoversTheContextIsDenseBitForBit) {
       EXPECT_EQ(output.out, dense.out) << spec << " at " << tokens;
       EXPECT_EQ(output.lse, dense.lse) << spec << " at " << tokens;
       EXPECT_EQ(output.count, dense.count) << spec << " at " << tokens;
+    }
+  }
+}
+
+TEST_F(BackendsTest, SeparateKernelsMakeTheSameLists) {
+  for (const int tokens : {100, 1000, 3001}) {
+    StepInput input(8, 2, 128, tokens, 1.0F, static_cast<unsigned>(tokens));
+    for (const std::string spec : {"quest:token_budget=64", "quest:token_budget=256,bounds=int8",
+                                   "quest:token_budget=128,page_score=mean_std,group=sum"}) {
+      const AttendOutput fused = input.run(spec);
+      const AttendOutput separate = input.run(spec + ",kernels=separate");
+      EXPECT_EQ(separate.count, fused.count) << spec << " at " << tokens;
+      EXPECT_EQ(separate.index, fused.index) << spec << " at " << tokens;
     }
   }
 }
