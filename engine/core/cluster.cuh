@@ -82,7 +82,9 @@ __device__ inline void send([[maybe_unused]] unsigned to, [[maybe_unused]] uint4
 #endif
 }
 
-// As wait_phase: what blocks of the cluster sent before the phase ended can be read.
+// As wait_phase, and formally what messages of other blocks ask for (PTX ISA, "Memory consistency model"). It empties
+// the multiprocessor's first-level cache, which shared memory is not in, so that wait_phase sees the same messages:
+// where page tables and the like are read behind it, that is what is used, as vendors' libraries do.
 __device__ inline void wait_phase_of_cluster([[maybe_unused]] unsigned barrier, [[maybe_unused]] unsigned parity) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(

@@ -85,6 +85,34 @@ int resident_blocks(void (*kernel)(Params...), int threads, std::size_t shared_b
   return blocks;
 }
 
+// Clusters of more blocks than every device has room for have to be asked for too.
+template <typename... Params>
+void allow_wide_clusters(void (*kernel)(Params...), const Dims& dims, const char* name) {
+  constexpr unsigned kPortable = 8;
+  if (dims.cluster.x * dims.cluster.y * dims.cluster.z <= kPortable) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
+}
+
+// Clusters of `kernel` that the device runs side by side; 0 where it has none of that size.
+template <typename... Params>
+int resident_clusters(void (*kernel)(Params...), const Dims& dims) {
+  allow_shared_bytes(kernel, dims.shared_bytes, "asking for shared memory");
+  allow_wide_clusters(kernel, dims, "asking for wide clusters");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dims.grid;
+  config.blockDim = dims.block;
+  config.dynamicSmemBytes = dims.shared_bytes;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {dims.cluster.x, dims.cluster.y, dims.cluster.z};
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters;
+  cudaGetLastError();  // a size that the device does not know
+  return 0;
+}
+
 // Launches `kernel` and checks the launch at once. With VESPER_SYNC_LAUNCH=1 in the environment it also waits, so that
 // a fault is reported by the kernel that caused it.
 template <typename... Params, typename... Args>
@@ -107,6 +135,7 @@ void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaS
     cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {dims.cluster.x, dims.cluster.y, dims.cluster.z};
+    allow_wide_clusters(kernel, dims, name);
   }
   if (dims.cooperative) {
     cudaLaunchAttribute& cooperative = attributes[config.numAttrs++];
