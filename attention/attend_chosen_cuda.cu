@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   Messages messages(meeting, *reinterpret_cast<LateMeeting*>(shared), blocks);
   reinterpret_cast<uint2*>(meeting.bins)[threadIdx.x] = {};
   if (threadIdx.x == 0) messages.begin(last_entry - first_entry);
-  expect_parts<T, kHeadDim>(decode, told);
+  expect_parts(decode, told);
   arrive_in_cluster();  // before any copy is on its way: it waits for all that this thread has in flight
   const Scored scored = score_run<T, kHeadDim, kTiles, kInt8>(args, shared_address(shared), begin, end, scores, choice);
 

@@ -58,6 +58,24 @@ Dims decode_dims(const AttentionShape& shape, int splits, int seqs) {
       .cluster = dim3(1, static_cast<unsigned>(cluster))};
 }
 
+// What is cut among the blocks of a cluster when they merge: the group's outputs in vectors of four channels, a run of
+// neighbouring ones to a block. Known before the launch, since a division takes as long as half a merge.
+struct MergeRuns {
+  static constexpr int kInverseBits = 20;
+  int vectors = 0, run = 0;
+  unsigned inverse = 0;  // of run, rounded up, in that many bits
+
+  MergeRuns() = default;
+  MergeRuns(int head_dim, int group, int blocks) : vectors(group * head_dim / 4), run((vectors + blocks - 1) / blocks) {
+    assert(vectors <= 512);  // vector * (error of inverse, under run) stays under 2^20
+    inverse = ((1U << kInverseBits) + static_cast<unsigned>(run) - 1) / static_cast<unsigned>(run);
+  }
+  // The block that has a vector.
+  [[nodiscard]] __device__ int block_of(int vector) const {
+    return static_cast<int>(static_cast<unsigned>(vector) * inverse >> kInverseBits);
+  }
+};
+
 template <typename T>
 struct DecodeArgs {
   TensorView<const T, 3> q;  // [seqs, heads, head_dim]
@@ -74,6 +92,7 @@ struct DecodeArgs {
   int page_shift = 0;       // page_tokens = 1 << page_shift
   int page_elements = 0;    // of one page, over its KV heads
   float scale_log2 = 0.0F;  // scale * log2(e): scores become exponents of 2
+  MergeRuns merge;          // of a cluster with a block for each split
 };
 
 template <typename T>
@@ -95,6 +114,7 @@ DecodeArgs<T> decode_args(const AttentionShape& shape, const TensorRef& q, const
   args.partials = partials;
   args.lse = lse;
   args.group = shape.group();
+  args.merge = MergeRuns(shape.head_dim, shape.group(), splits);
   args.page_shift = std::countr_zero(static_cast<unsigned>(shape.page_tokens));
   args.page_elements = shape.kv_heads * shape.page_tokens * shape.head_dim;
   args.scale_log2 = shape.scale * kLog2E;
@@ -218,21 +238,12 @@ __device__ void lay_out_warps(const Running<kHeadDim, kTiles>& running, float* r
   }
 }
 
-// What is cut among the blocks of a cluster when they merge: the group's outputs in vectors of four channels, a run of
-// neighbouring ones to a block.
-template <int kHeadDim>
-struct MergeRuns {
-  int vectors, run;
-  __device__ explicit MergeRuns(int group)
-      : vectors(group * kHeadDim / 4), run((vectors + cluster_blocks() - 1) / cluster_blocks()) {}
-};
-
 // Readies `told`, a barrier in shared memory that says when this block has all that the cluster sends it. Before the
 // block first says to the cluster that it has begun.
-template <typename T, int kHeadDim>
+template <typename T>
 __device__ void expect_parts(const DecodeArgs<T>& args, std::uint64_t& told) {
   if (threadIdx.x != 0) return;
-  const MergeRuns<kHeadDim> cut(args.group);
+  const MergeRuns& cut = args.merge;
   const int own = max(0, min(cut.run, cut.vectors - static_cast<int>(blockIdx.y) * cut.run));
   make_barrier(shared_address(&told), 1);
   publish_barriers();
@@ -257,9 +268,10 @@ __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, co
   const int vectors = args.group * kRowVectors;
   // Of a cluster, the block with split i gives out the i-th run.
   const int cluster = cluster_blocks();
-  const int run = MergeRuns<kHeadDim>(args.group).run;
+  const int run = args.merge.run;
   float4* received = reinterpret_cast<float4*>(rings + kDecodeWarps * kRingFloats);
   float* received_lse = reinterpret_cast<float*>(received + run * cluster);
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < vectors; i += static_cast<int>(kDecodeThreads)) {
     const int row = i / kRowVectors;
     const int d = i % kRowVectors * 4;
@@ -282,8 +294,9 @@ __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, co
     const float lse = fmaf(shift, kLn2, logf(sum));
     const int h = first_head + row;
     if (cluster > 1) {
-      const auto to = static_cast<unsigned>(i / run);
-      send(in_block(shared_address(received + split * run + i % run), to),
+      const int block = args.merge.block_of(i);
+      const auto to = static_cast<unsigned>(block);
+      send(in_block(shared_address(received + split * run + i - block * run), to),
            uint4{__float_as_uint(out.x), __float_as_uint(out.y), __float_as_uint(out.z), __float_as_uint(out.w)},
            in_block(shared_address(&told), to));
       if (d / 4 < cluster) {
@@ -304,12 +317,14 @@ __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, co
   wait_phase(shared_address(&told), 0);
   // kMergeLanes threads merge a vector, a MergeLane each.
   const int lane = this_lane() % kMergeLanes;
+#pragma unroll 1
   for (int first = 0; first < run; first += static_cast<int>(kDecodeThreads) / kMergeLanes) {
     const int wanted = first + static_cast<int>(threadIdx.x) / kMergeLanes;
     const int i = min(wanted, run - 1);  // who has none repeats the last
     const int vector = min(split * run + i, vectors - 1);
     const int row = vector / kRowVectors;
     float max = -INFINITY;
+#pragma unroll 1
     for (int from = lane; from < cluster; from += kMergeLanes) {
       max = fmaxf(max, received_lse[from * args.group + row]);
     }
@@ -317,6 +332,7 @@ __device__ void finish_split(const DecodeArgs<T>& args, const BlockPart& own, co
     for (int step = 1; step < kMergeLanes; step *= 2) max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, step));
     const float shift = merge_shift(max);
     MergeLane mine;
+#pragma unroll 1
     for (int from = lane; from < cluster; from += kMergeLanes) {
       const float weight = expf(received_lse[from * args.group + row] - shift);
       if (weight != 0.0F) mine.add(weight, received[from * run + i]);

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   if (!args.lengths.contains(kv_len)) return wait_for_previous();
   const bool alone = cluster_blocks() == 1;
   if (!alone) {
-    expect_parts<T, kHeadDim>(args, told);
+    expect_parts(args, told);
     arrive_in_cluster();
   }
   const int split_tokens = split_length(kv_len, args.splits, min_tokens, 1 << args.page_shift);

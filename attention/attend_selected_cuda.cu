@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   if (!args.lengths.contains(kv_len)) return;
   const bool alone = cluster_blocks() == 1;
   if (!alone) {
-    expect_parts<T, kHeadDim>(args, told);
+    expect_parts(args, told);
     arrive_in_cluster();
   }
   const int entries = selected.count(s, kv_head);
