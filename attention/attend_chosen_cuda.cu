@@ -9,13 +9,12 @@
 //   sequence's pages in runs, score them, and keep the scores in shared memory. A warp takes tiles of 16 pages of its
 //   block's run; their bounds come through its ring. What fits the rings is on its way before the kernel in front is
 //   done: only the newest page's bounds are younger, and nobody looks at its score.
-//   The choice: the cluster meets to learn the range of the scores, then how many lie in each of 512 even bins of it
-//   (every block sums all blocks' counts, through distributed shared memory), then the few scores of the bin in which
-//   the list ends, which every warp compares for itself. From the same messages a warp knows how many pages are chosen
-//   before its own. It sends what it chooses to the block that will attend to it, and all attend to their part as in
-//   attention/attend_decode.cuh. Meanwhile the memory would be idle: each warp has the pages that score best in it
-//   brought into the second-level cache before it is known that they are chosen.
-//   Where that bin holds many (ties, far outliers), the range of orders that it spans is cut into bins in turn.
+//   The choice: blocks tell each other the scores that may be on the list, and each finds the list for itself
+//   (attention/finalists.cuh). Then all attend to their part of it as in attention/attend_decode.cuh. Meanwhile the
+//   memory would be idle: each warp has the pages that score best in it brought into the second-level cache before it
+//   is known that they are chosen.
+//   Where that finds no list (equal scores, or scores that first tiles did not let expect) the cluster searches by
+//   messages (attention/cluster_choice.cuh), and a warp sends what it chooses to the block that will attend to it.
 // Scores have the bits of attention/score_pages_cuda.cu, lists those of attention/select_list.cuh, and outputs those of
 //   attend_selected split into as many parts.
 // Byte bound: bounds once, K and V of the listed pages once.
@@ -27,125 +26,15 @@
 #include "attention/attend_chosen.h"
 #include "attention/attend_decode.cuh"
 #include "attention/cluster_choice.cuh"
-#include "attention/page_scores.cuh"
+#include "attention/finalists.cuh"
+#include "attention/score_run.cuh"
 #include "engine/core/bulk_copy.cuh"
 #include "engine/core/dispatch.h"
 
 namespace vesper::cuda {
 namespace {
 
-// Of shared memory: the rings, over which lie messages while pages are chosen; what a cluster sends to a block when
-// parts are merged; a block's scores; the pages that it attends to.
-struct ChosenLayout {
-  int scores_at, kept_at, bytes;
-  // Of clusters for groups of `group` heads, blocks that score up to `block_pages` and attend to up to `kept`.
-  ChosenLayout(int head_dim, int group, int cluster, int block_pages, int kept)
-      : scores_at(kDecodeWarps * ring_bytes(head_dim) + received_bytes(head_dim, group, cluster)),
-        kept_at(scores_at + 4 * block_pages),
-        bytes(kept_at + 4 * kept) {}
-
- private:
-  static int ring_bytes(int head_dim) { return head_dim == 128 ? kRingBytes<128> : kRingBytes<64>; }
-};
-
-template <typename T>
-struct ChosenArgs {
-  DecodeArgs<T> decode;
-  PageBounds<T> bounds;
-  PageBudget budget;
-  Selection pages;
-  KeptCounters counters;
-  GroupScore group_score = GroupScore::kMax;
-  int min_entries = 0;
-  int scores_at = 0;  // of shared memory, as kept_at
-  int kept_at = 0;
-};
-
-constexpr int kLikelyPages = 2;  // of a warp, that are fetched before it is known whether they are chosen
-
-// This lane's candidates: the largest order, the largest complement of one, and the page of the largest score.
-struct Scored {
-  unsigned best = 0, worst = 0;
-  int best_page = -1;
-};
-
-// Scores pages [begin, end) of the sequence into shared memory.
-template <typename T, int kHeadDim, int kProducts, bool kInt8>
-__device__ Scored score_run(const ChosenArgs<T>& args, unsigned rings, int begin, int end, float* scores,
-                            const PageChoice& choice) {
-  using Tile = BoundTile<T, kHeadDim, kInt8>;
-  constexpr int kRing = Tile::kSlots;
-  constexpr int kStride = kDecodeWarps * kTilePages;
-  const unsigned ring = rings + this_warp() * kRingBytes<kHeadDim>;
-  const int first = begin + this_warp() * kTilePages;
-  // Rows behind the run's end repeat its last.
-  const auto page_of = [&](int tile) {
-    return tile < end ? args.decode.page_table(blockIdx.z, min(tile + this_lane() % kTilePages, end - 1)) : 0;
-  };
-  const BoundCopies<T, kHeadDim, kInt8> copies(args.bounds, ring);
-  int page[kRing];
-#pragma unroll
-  for (int i = 0; i < kRing; ++i) page[i] = page_of(first + i * kStride);
-  int next = first + kRing * kStride;
-  int next_page = page_of(next);
-#pragma unroll
-  for (int i = 0; i < kRing; ++i) {
-    const int tile = first + i * kStride;
-    if (tile < end) copies.copy(i, page[i]);
-    commit_copies();
-  }
-  wait_for_cluster();  // the others have begun
-  wait_for_previous();
-  const auto query = load_bound_queries<T, kHeadDim, kProducts, kInt8>(args.decode);
-
-  int slot = 0;
-  Scored scored;
-  for (int tile = first; tile < end; tile += kStride) {
-    wait_copies<kRing - 1>();
-    __syncwarp();
-    float d[kBoundParts][kProducts][4] = {};
-    score_tile<T, kHeadDim, kProducts, kInt8>(ring + slot * Tile::kBytes, query, d);
-    __syncwarp();  // all have read the slot
-    if (next < end) copies.copy(slot, next_page);
-    commit_copies();
-    next += kStride;
-    next_page = page_of(next);
-    const float score = group_score_of<kProducts>(d, args.group_score, args.decode.group);
-    const int row = tile + this_lane() / 4 + this_lane() % 2 * 8;
-    if (this_lane() % 4 < 2 && row < end) {
-      scores[row - begin] = score;
-      if (row >= choice.sink_end && row < choice.window_begin) {
-        const unsigned order = order_of(score);
-        if (order > scored.best) scored.best_page = row;
-        scored.best = max(scored.best, order);
-        scored.worst = max(scored.worst, ~order);
-      }
-    }
-    slot = slot == kRing - 1 ? 0 : slot + 1;
-  }
-  wait_copies<0>();
-  return scored;
-}
-
-// Asks for keys and values of the warp's pages that score best, of those best in their lanes: they are on their way
-// while pages are chosen. Nothing depends on whether they are; one that is not chosen costs its bytes.
-template <typename T, int kHeadDim>
-__device__ void fetch_likely(const ChosenArgs<T>& args, const Scored& scored) {
-  const DecodeArgs<T>& decode = args.decode;
-  unsigned left = scored.best;
-  for (int i = 0; i < kLikelyPages; ++i) {
-    const unsigned largest = __reduce_max_sync(kAllLanes, left);
-    if (largest == 0) break;
-    const int lane = __ffs(static_cast<int>(__ballot_sync(kAllLanes, left == largest))) - 1;
-    if (this_lane() == lane) left = 0;
-  }
-  if (left != 0 || scored.best == 0) return;
-  const std::int64_t page = decode.page_table(blockIdx.z, scored.best_page);
-  const std::int64_t tile = ((page * gridDim.x + blockIdx.x) << decode.page_shift) * kHeadDim;
-  const unsigned bytes = (2U * kHeadDim) << decode.page_shift;
-  prefetch_bulk(decode.k + tile, bytes);
-  prefetch_bulk(decode.v + tile, bytes);
-}
+constexpr int kDeepRun = 512;  // pages that a block scores
 
 // This lane's entries of the page table for the first two rounds of list_pages, read before it is known whether they
 // are needed.
@@ -168,9 +57,13 @@ __device__ void list_pages(const ChosenArgs<T>& args, const WarpPages& own, cons
   int place;  // on the list, of this warp's next page
   int equal_before = 0;
   if (searched) {
-    const bool before = this_lane() < own.section;
-    const auto sum_before = [&](int of_section) {
-      return static_cast<int>(__reduce_add_sync(kAllLanes, before ? static_cast<unsigned>(of_section) : 0U));
+    const auto sum_before = [&](const int(&of_section)[kLaneSections]) {
+      unsigned sum = 0;
+#pragma unroll
+      for (int i = 0; i < kLaneSections; ++i) {
+        if (i * kWarpPages + this_lane() < own.section) sum += static_cast<unsigned>(of_section[i]);
+      }
+      return static_cast<int>(__reduce_add_sync(kAllLanes, sum));
     };
     equal_before = sum_before(end.equal);
     place = sum_before(end.above) + min(own.first, choice.sink_end) + max(0, own.first - choice.window_begin);
@@ -215,10 +108,13 @@ __device__ void count_list(const KeptCounters& counters, int g, int count, int k
 }
 
 // Attends to entries [first_entry, last_entry) of the list, whose pages are `kept`; the list's last is the newest page.
-template <typename T, int kHeadDim, int kTiles>
-__device__ void attend_kept(const DecodeArgs<T>& args, unsigned char* shared, const std::int32_t* kept, int first_entry,
-                            int last_entry, int count, int kv_len, std::uint64_t& told) {
-  constexpr int kRing = kSlots<kHeadDim>;
+// A warp has kAhead pieces on their way while it takes one.
+template <typename T, int kHeadDim, int kTiles, int kAhead>
+__device__ Running<kHeadDim, kTiles> attend_kept(const DecodeArgs<T>& args, unsigned char* shared,
+                                                 const std::int32_t* kept, int first_entry, int last_entry, int count,
+                                                 int kv_len) {
+  constexpr int kRing = kAhead + 1;
+  static_assert(kRing <= kSlots<kHeadDim>);
   const int end = (last_entry - first_entry) << args.page_shift;
   const int line_mask = (1 << args.page_shift) - 1;
   const int newest = (count - 1 - first_entry) << args.page_shift;  // the newest page's first key
@@ -244,19 +140,20 @@ __device__ void attend_kept(const DecodeArgs<T>& args, unsigned char* shared, co
     next_slot = next_slot == kRing - 1 ? 0 : next_slot + 1;
     return keys;
   };
-  int queued[kRing - 1];  // keys of the pieces on their way
+  int queued[kAhead];  // keys of the pieces on their way
 #pragma unroll
-  for (int i = 0; i < kRing - 1; ++i) queued[i] = copy_next();
+  for (int i = 0; i < kAhead; ++i) queued[i] = copy_next();
   const auto q = load_queries<T, kHeadDim, kTiles>(args, part_of_grid(args));
   auto running = nothing_yet<kHeadDim, kTiles>();
   int slot = 0;
+#pragma unroll 1
   for (int key = first; key < end; key += kDecodeWarps * kPiece) {
-    wait_copies<kRing - 2>();
+    wait_copies<kAhead - 1>();
     __syncwarp();  // the piece is there for all lanes, and all are done with the one whose slot is filled next
     const int keys = queued[0];
 #pragma unroll
-    for (int i = 0; i < kRing - 2; ++i) queued[i] = queued[i + 1];
-    queued[kRing - 2] = copy_next();
+    for (int i = 0; i < kAhead - 1; ++i) queued[i] = queued[i + 1];
+    queued[kAhead - 1] = copy_next();
     if (keys > 0) {
       const unsigned piece = ring + slot * kSlotBytes<kHeadDim>;
       auto scores = score_piece<T, kHeadDim, kTiles>(q, piece);
@@ -267,7 +164,7 @@ __device__ void attend_kept(const DecodeArgs<T>& args, unsigned char* shared, co
   }
   wait_copies<0>();
   __syncwarp();
-  finish_split<T, kHeadDim, kTiles>(args, part_of_grid(args), running, reinterpret_cast<float*>(shared), told);
+  return running;
 }
 
 template <typename T, int kHeadDim, int kTiles, bool kInt8>
@@ -296,11 +193,17 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   const int first_entry = min(rank * split_entries, count);
   const int last_entry = min(first_entry + split_entries, count);
   Messages messages(meeting, *reinterpret_cast<LateMeeting*>(shared), blocks);
+  const FinalistPlan plan(choice, run, args.most_finalists, blocks, kTilePages);
+  Finalists finalists(plan, reinterpret_cast<uint2*>(shared + args.finalists_at), args.most_finalists, blocks, rank);
   reinterpret_cast<uint2*>(meeting.bins)[threadIdx.x] = {};
-  if (threadIdx.x == 0) messages.begin(last_entry - first_entry);
+  if (threadIdx.x == 0) {
+    messages.begin(last_entry - first_entry);
+    finalists.begin(meeting);
+  }
   expect_parts(decode, told);
   arrive_in_cluster();  // before any copy is on its way: it waits for all that this thread has in flight
-  const Scored scored = score_run<T, kHeadDim, kTiles, kInt8>(args, shared_address(shared), begin, end, scores, choice);
+  const Scored scored = score_run<T, kHeadDim, kTiles, kInt8>(args, shared_address(shared), begin, end, scores, choice,
+                                                              messages, finalists);
 
   const int warp_run = split_length(run, kDecodeWarps, kWarpPages, kWarpPages);
   WarpPages own{.scores = scores, .block_begin = begin, .blocks = blocks, .section = rank * kDecodeWarps + this_warp()};
@@ -308,25 +211,61 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   own.end = min(own.first + warp_run, end);
   own.first_candidate = min(max(own.first, choice.sink_end), own.end);
   own.end_candidate = max(min(own.end, choice.window_begin), own.first_candidate);
-  const EarlyPages early = {own_page(args, own, own.first + this_lane()),
-                            own_page(args, own, own.first + this_lane() + kWarpPages)};
-  const bool searches = choice.chosen > 0 && choice.chosen < between;
-  ListEnd list_end;
-  if (searches) {
-    list_end = find_list_end(messages, own, choice.chosen, scored.best, scored.worst,
-                             [&] { fetch_likely<T, kHeadDim>(args, scored); });
+  auto* kept = reinterpret_cast<std::int32_t*>(shared + args.kept_at);
+  bool listed = false;
+  if (finalists.is_used()) {
+    const LikelyPages<T, kHeadDim> likely(decode, scored);
+    __syncthreads();  // the scores of all warps are there
+    finalists.tell(meeting, own, reinterpret_cast<uint2*>(shared + this_warp() * kRingBytes<kHeadDim> + kStagedAt));
+    likely.fetch(decode);
+    const auto keep = [&](int at, int page, int entry) {
+      if (at < first_entry || at >= last_entry) return;
+      args.pages.index(s, g, at) = page;
+      kept[at - first_entry] = entry;
+    };
+    const auto entry = [&](int page) { return decode.page_table(s, page); };
+    listed =
+        finalists.list(meeting, *reinterpret_cast<MarkedPages*>(shared), choice, entry,
+                       [&](int place, int page, int own_entry) { keep(choice.sink_end + place, page, own_entry); });
+    if (listed) {
+      const int thread = static_cast<int>(threadIdx.x);
+      for (int p = thread; p < choice.sink_end; p += static_cast<int>(kDecodeThreads)) keep(p, p, entry(p));
+      for (int p = choice.window_begin + thread; p < pages; p += static_cast<int>(kDecodeThreads)) {
+        keep(count - (pages - p), p, entry(p));
+      }
+    }
   }
-  const auto* kept = reinterpret_cast<const std::int32_t*>(shared + args.kept_at);
-  list_pages(args, own, choice, list_end, searches, split_entries, early, shared_address(kept),
-             shared_address(&meeting.kept_told));
+  if (!listed) {
+    const EarlyPages early = {own_page(args, own, own.first + this_lane()),
+                              own_page(args, own, own.first + this_lane() + kWarpPages)};
+    const bool searches = choice.chosen > 0 && choice.chosen < between;
+    ListEnd list_end;
+    if (searches) {
+      list_end = find_list_end(messages, own, choice.chosen, scored.best, scored.worst, [&] {
+        if (!finalists.is_used()) LikelyPages<T, kHeadDim>(decode, scored).fetch(decode);
+      });
+    }
+    list_pages(args, own, choice, list_end, searches, split_entries, early, shared_address(kept),
+               shared_address(&meeting.kept_told));
+    wait_phase(shared_address(&meeting.kept_told), 0);
+  }
   if (rank == 0 && threadIdx.x == 0) {
     args.pages.count(s, g) = count;
     args.pages.tail_begin(s, g) = count;
     count_list(args.counters, g, count, kv_len, 1 << decode.page_shift);
   }
-  wait_phase(shared_address(&meeting.kept_told), 0);
   __syncthreads();  // all warps are done with what lies over the rings
-  attend_kept<T, kHeadDim, kTiles>(decode, shared, kept, first_entry, last_entry, count, kv_len, told);
+  // Fewer bytes on their way where the next launch's clusters, waiting beside these, have most of their bounds already:
+  // then no block falls far behind the others.
+  const bool deep = run >= kDeepRun && blocks <= kMaxCluster;
+  const auto attend = [&](auto ahead) {
+    return attend_kept<T, kHeadDim, kTiles, decltype(ahead)::value>(decode, shared, kept, first_entry, last_entry,
+                                                                    count, kv_len);
+  };
+  using Deep = std::integral_constant<int, kSlots<kHeadDim> - 1>;
+  using Shallow = std::integral_constant<int, kSlots<kHeadDim> / 3>;
+  const auto running = deep ? attend(Deep()) : attend(Shallow());
+  finish_split<T, kHeadDim, kTiles>(decode, part_of_grid(decode), running, reinterpret_cast<float*>(shared), told);
 }
 
 int block_pages_of(int pages, int cluster) {
@@ -347,20 +286,36 @@ void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenAr
          exec.stream, args);
 }
 
+// Clusters of kListCluster blocks that the device runs side by side: a multiprocessor may be needed for each block of
+// one, and a device may not have as many together.
+int wide_clusters() {
+  static const int clusters = resident_clusters(attend_chosen_pages<bf16, 128, 2, true>,
+                                                {.grid = dim3(1, kListCluster),
+                                                 .block = dim3(kDecodeThreads),
+                                                 .shared_bytes = static_cast<std::size_t>(ChosenLayout::room()),
+                                                 .cluster = dim3(1, kListCluster)});
+  return clusters;
+}
+
 }  // namespace
 
 int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries) {
+  if (!has_clusters()) return 1;
   const std::int64_t lists = std::int64_t{shape.kv_heads} * seqs;
-  int cluster = kMaxCluster;
-  while (cluster > 2 && cluster * lists > multiprocessor_count()) cluster /= 2;
-  if (cluster * lists > 2 * multiprocessor_count() || !has_clusters()) return 1;
-  // Two blocks a multiprocessor: where each needs one for itself, clusters may not find room for all at once.
-  constexpr int kPrivateBytes = 4 * 1024;  // what a block has of shared memory besides
-  const std::int64_t bytes = ChosenLayout(shape.head_dim, shape.group(), cluster, block_pages_of(pages, cluster),
-                                          split_length(entries, cluster, 1, 1))
-                                 .bytes +
-                             kPrivateBytes;
-  return 2 * bytes <= static_cast<std::int64_t>(multiprocessor_shared_bytes()) ? cluster : 1;
+  int cluster = kListCluster;
+  const auto halve = [&] {
+    if (cluster * lists > multiprocessor_count()) return true;
+    if (cluster <= kMaxCluster) return false;
+    // Blocks of few pages would have more to tell than to score, the sooner where two launches' clusters do not find
+    // room side by side.
+    const bool side_by_side = 2 * cluster * lists <= multiprocessor_count();
+    return block_pages_of(pages, cluster) < (side_by_side ? 64 : 160) || wide_clusters() < lists;
+  };
+  while (cluster > 2 && halve()) cluster /= 2;
+  if (cluster * lists > 2 * multiprocessor_count()) return 1;
+  const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(pages, cluster),
+                            split_length(entries, cluster, 1, 1));
+  return layout.bytes <= ChosenLayout::room() ? cluster : 1;
 }
 
 void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
@@ -368,7 +323,7 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
                    DenseLimit dense, int cluster, int min_entries, const Selection& pages, const TensorRef& out,
                    TensorView<float, 2> lse, const KeptCounters& counters) {
   check_attention_shape(shape);
-  assert(cluster > 1 && cluster <= kMaxCluster && min_entries > 0);
+  assert(cluster > 1 && cluster <= kListCluster && min_entries > 0);
   assert(page_score != PageScore::kMeanStd);
   if (batch.seqs == 0) return;
   const LengthRange lengths{.above = dense.tokens};
@@ -386,7 +341,9 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
                              .group_score = group_score,
                              .min_entries = min_entries,
                              .scores_at = layout.scores_at,
-                             .kept_at = layout.kept_at};
+                             .kept_at = layout.kept_at,
+                             .finalists_at = layout.finalists_at,
+                             .most_finalists = layout.most_finalists};
     const auto launch_one = [&](auto int8) {
       constexpr bool kInt8 = decltype(int8)::value;
       shape.head_dim == 128 ? launch_chosen<T, 128, kInt8>(exec, shape, args, layout.bytes, batch.seqs)

@@ -23,9 +23,11 @@ namespace vesper::cuda {
 inline constexpr int kWarpPages = static_cast<int>(kWarpThreads);
 inline constexpr int kBins = 4 * static_cast<int>(kDecodeThreads);  // counts of four to a thread
 inline constexpr int kBinBits = std::countr_zero(static_cast<unsigned>(kBins));
-inline constexpr int kSections = kMaxCluster * kDecodeWarps;  // a warp of a cluster each; in the order of their pages
+inline constexpr int kListCluster = 16;                        // most blocks to a list
+inline constexpr int kSections = kListCluster * kDecodeWarps;  // a warp of a cluster each; in the order of their pages
 inline constexpr int kMaxMembers = 128;
-static_assert(kSections <= static_cast<int>(kWarpThreads));
+// Sections are dealt out to the lanes of each warp: section i kWarpThreads + lane.
+inline constexpr int kLaneSections = kSections / static_cast<int>(kWarpThreads);
 
 // What a warp tells about the scores of its pages: how many are members of a set and how many are above it, and the
 // first members' orders.
@@ -35,19 +37,25 @@ struct Members {
   unsigned order[kListed];
 };
 static_assert(sizeof(Members) == 2 * sizeof(uint4));
+struct LaneMembers {
+  Members of[kLaneSections];
+};
 
 // What the blocks of a cluster tell each other about a list, in each of them.
 struct Meeting {
   alignas(16) unsigned bins[kBins / 2];                          // this block's; two counts of 16 bits each
+  alignas(16) uint4 header[kSections];                           // attention/finalists.cuh
   uint2 range[kSections];                                        // largest order, largest complement of an order
   std::uint64_t range_told, bins_told, members_told, kept_told;  // barriers
-  int of_warp[kDecodeWarps];                                     // of this block alone, as the following
+  std::uint64_t counts_told, finalists_told;
+  int of_warp[kDecodeWarps];  // of this block alone, as the following
   int bin;
   int needed;  // of that bin's
+  int members, finalists;
 };
 // Over the rings: what comes only after all warps of the cluster have told that their scores are made.
 struct LateMeeting {
-  alignas(16) unsigned bins[kMaxCluster][kBins / 2];
+  alignas(16) unsigned bins[kListCluster][kBins / 2];
   alignas(16) Members members[kSections];
   unsigned room[kDecodeWarps][kMaxMembers];
 };
@@ -94,23 +102,39 @@ class Messages {
   // The cluster's largest `order` and `complement`. `meanwhile` is called while the others' are awaited.
   template <typename Meanwhile>
   __device__ uint2 range(int section, unsigned order, unsigned complement, const Meanwhile& meanwhile) {
-    const uint2 mine = {__reduce_max_sync(kAllLanes, order), __reduce_max_sync(kAllLanes, complement)};
-    if (this_lane() < blocks_) {
-      const auto block = static_cast<unsigned>(this_lane());
-      send(in_block(shared_address(&meeting_.range[section]), block), mine,
-           in_block(shared_address(&meeting_.range_told), block));
-    }
+    tell_range(section, {__reduce_max_sync(kAllLanes, order), __reduce_max_sync(kAllLanes, complement)});
     meanwhile();
-    receive(meeting_.range_told, range_phase_, range_bytes());
-    const uint2 told = this_lane() < sections() ? meeting_.range[this_lane()] : uint2{};
+    const uint2 told = ranges();
     return {__reduce_max_sync(kAllLanes, told.x), __reduce_max_sync(kAllLanes, told.y)};
+  }
+
+  // Its halves: tells `mine`, the same in all lanes, and gives the largest of what this lane's sections told, or what
+  // one section did where there is one for the lane, the lanes' sections being spread over all.
+  __device__ void tell_range(int section, uint2 mine) {
+    if (this_lane() >= blocks_) return;
+    const auto block = static_cast<unsigned>(this_lane());
+    send(in_block(shared_address(&meeting_.range[section]), block), mine,
+         in_block(shared_address(&meeting_.range_told), block));
+  }
+  __device__ uint2 ranges() {
+    receive(meeting_.range_told, range_phase_, range_bytes());
+    uint2 told = {};
+    for (int section = this_lane(); section < sections(); section += static_cast<int>(kWarpThreads)) {
+      told = {max(told.x, meeting_.range[section].x), max(told.y, meeting_.range[section].y)};
+    }
+    return told;
+  }
+  __device__ uint2 one_range() {
+    receive(meeting_.range_told, range_phase_, range_bytes());
+    const int section = this_lane() * max(1, sections() / static_cast<int>(kWarpThreads));
+    return section < sections() ? meeting_.range[section] : uint2{};
   }
 
   // Sends the block's bins, four to a thread, and adds up all blocks': two counts of 16 bits a word.
   __device__ uint2 bins(int rank) {
     const uint2 mine = reinterpret_cast<const uint2*>(meeting_.bins)[threadIdx.x];
 #pragma unroll
-    for (int block = 0; block < kMaxCluster; ++block) {
+    for (int block = 0; block < kListCluster; ++block) {
       if (block >= blocks_) break;
       send(in_block(shared_address(&late_.bins[rank][2 * threadIdx.x]), static_cast<unsigned>(block)), mine,
            in_block(shared_address(&meeting_.bins_told), static_cast<unsigned>(block)));
@@ -118,7 +142,7 @@ class Messages {
     receive(meeting_.bins_told, bins_phase_, bins_bytes());
     uint2 sum = {};
 #pragma unroll
-    for (int block = 0; block < kMaxCluster; ++block) {
+    for (int block = 0; block < kListCluster; ++block) {
       if (block >= blocks_) break;
       const uint2 told = reinterpret_cast<const uint2*>(late_.bins[block])[threadIdx.x];
       sum.x += told.x;
@@ -127,8 +151,8 @@ class Messages {
     return sum;
   }
 
-  // Tells `mine`, the same in all lanes, and gives what section this_lane() told.
-  __device__ Members members(int section, const Members& mine) {
+  // Tells `mine`, the same in all lanes, and gives what this lane's sections told.
+  __device__ LaneMembers members(int section, const Members& mine) {
     if (this_lane() < blocks_) {
       const auto block = static_cast<unsigned>(this_lane());
       const unsigned to = in_block(shared_address(&late_.members[section]), block);
@@ -138,9 +162,20 @@ class Messages {
            barrier);
     }
     receive(meeting_.members_told, members_phase_, members_bytes());
-    return this_lane() < sections() ? late_.members[this_lane()] : Members{};
+    LaneMembers told = {};
+#pragma unroll
+    for (int i = 0; i < kLaneSections; ++i) {
+      if (i >= lane_sections()) break;
+      const int of = i * static_cast<int>(kWarpThreads) + this_lane();
+      if (of < sections()) told.of[i] = late_.members[of];
+    }
+    return told;
   }
 
+  // Of a lane, at most.
+  [[nodiscard]] __device__ int lane_sections() const {
+    return sections() <= static_cast<int>(kWarpThreads) ? 1 : kLaneSections;
+  }
   __device__ Meeting& here() const {
     return meeting_;
   }
@@ -176,28 +211,28 @@ class Messages {
   unsigned range_phase_ = 0, bins_phase_ = 0, members_phase_ = 0;
 };
 
-// Leaves in the meeting the bin in which the cluster's count from bin 0 on reaches `needed`, and what is needed of it.
-// bin_of(score) is negative for a score that does not count. The bins must be clear, a barrier of the block behind
-// that; they are left clear behind another.
-template <typename BinOf>
-__device__ void choose_bin(Messages& messages, const WarpPages& own, int needed, const BinOf& bin_of) {
-  Meeting& meeting = messages.here();
-  own.for_each([&](bool has, float score) {
-    const int bin = has ? bin_of(score) : -1;
-    if (bin >= 0) atomicAdd(&meeting.bins[bin / 2], bin % 2 == 0 ? 1U : 1U << 16);
-  });
-  __syncthreads();
-  const uint2 four = messages.bins(own.section / kDecodeWarps);
-  reinterpret_cast<uint2*>(meeting.bins)[threadIdx.x] = {};
-  const int of_bin[4] = {static_cast<int>(four.x % 65536), static_cast<int>(four.x / 65536),
-                         static_cast<int>(four.y % 65536), static_cast<int>(four.y / 65536)};
-  const int mine = of_bin[0] + of_bin[1] + of_bin[2] + of_bin[3];
+__device__ inline void count_in_bin(Meeting& meeting, int bin) {
+  atomicAdd(&meeting.bins[bin / 2], bin % 2 == 0 ? 1U : 1U << 16);
+}
+
+// The sum of `mine` over all threads before this one. A barrier of the block lies in it.
+__device__ inline int sum_before_thread(Meeting& meeting, int mine) {
   const int through = sum_through_lane(mine);
   if (this_lane() == static_cast<int>(kWarpThreads) - 1) meeting.of_warp[this_warp()] = through;
   __syncthreads();
   int sum = through - mine;
 #pragma unroll
   for (int warp = 0; warp < kDecodeWarps; ++warp) sum += warp < this_warp() ? meeting.of_warp[warp] : 0;
+  return sum;
+}
+
+// Leaves in the meeting the bin in which the count from bin 0 on reaches `needed`, and what is needed of it; behind a
+// barrier. `four`: the counts of this thread's four bins, of 16 bits each.
+__device__ inline void pick_bin(Meeting& meeting, uint2 four, int needed) {
+  const int of_bin[4] = {static_cast<int>(four.x % 65536), static_cast<int>(four.x / 65536),
+                         static_cast<int>(four.y % 65536), static_cast<int>(four.y / 65536)};
+  const int mine = of_bin[0] + of_bin[1] + of_bin[2] + of_bin[3];
+  int sum = sum_before_thread(meeting, mine);
   if (sum < needed && needed <= sum + mine) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -211,11 +246,26 @@ __device__ void choose_bin(Messages& messages, const WarpPages& own, int needed,
   __syncthreads();
 }
 
-// Where a list ends, and how far it has come in each section: that of this lane.
+// As pick_bin, of the cluster's scores. bin_of(score) is negative for a score that does not count. The bins must be
+// clear, a barrier of the block behind that; they are left clear behind another.
+template <typename BinOf>
+__device__ void choose_bin(Messages& messages, const WarpPages& own, int needed, const BinOf& bin_of) {
+  Meeting& meeting = messages.here();
+  own.for_each([&](bool has, float score) {
+    const int bin = has ? bin_of(score) : -1;
+    if (bin >= 0) count_in_bin(meeting, bin);
+  });
+  __syncthreads();
+  const uint2 four = messages.bins(own.section / kDecodeWarps);
+  reinterpret_cast<uint2*>(meeting.bins)[threadIdx.x] = {};
+  pick_bin(meeting, four, needed);
+}
+
+// Where a list ends, and how far it has come in each section: those of this lane.
 struct ListEnd {
   Threshold<unsigned> threshold;
-  int above = 0;  // pages of the section
-  int equal = 0;
+  int above[kLaneSections] = {};  // pages of the section
+  int equal[kLaneSections] = {};
 };
 
 // What this warp has to tell about its scores.
@@ -238,15 +288,24 @@ __device__ Members members_of(const WarpPages& own, const Member& member, const 
 }
 
 // The order of the `needed`-th of all sections' members, each warp for itself; false where some are not listed.
-__device__ inline bool compare_members(const Members& told, int needed, unsigned* room, ListEnd& end) {
-  if (__any_sync(kAllLanes, told.members > Members::kListed)) return false;
-  const int through = sum_through_lane(static_cast<int>(told.members));
-  const int members = __shfl_sync(kAllLanes, through, static_cast<int>(kWarpThreads) - 1);
-  if (members > kMaxMembers) return false;
+__device__ inline bool compare_members(const LaneMembers& told, int lane_sections, int needed, unsigned* room,
+                                       ListEnd& end) {
+  int members = 0;
+  bool listed = true;
 #pragma unroll
-  for (unsigned i = 0; i < Members::kListed; ++i) {
-    if (i < told.members) room[static_cast<unsigned>(through) - told.members + i] = told.order[i];
+  for (int section = 0; section < kLaneSections; ++section) {
+    if (section >= lane_sections) break;
+    const Members& of = told.of[section];
+    listed = listed && of.members <= Members::kListed;
+    const int through = members + sum_through_lane(static_cast<int>(of.members));
+#pragma unroll
+    for (unsigned i = 0; i < Members::kListed; ++i) {
+      const unsigned place = static_cast<unsigned>(through) - of.members + i;
+      if (i < of.members && place < kMaxMembers) room[place] = of.order[i];
+    }
+    members = __shfl_sync(kAllLanes, through, static_cast<int>(kWarpThreads) - 1);
   }
+  if (!__all_sync(kAllLanes, listed) || members > kMaxMembers) return false;
   __syncwarp();
   Threshold<unsigned> mine;
   for (int i = this_lane(); i < members; i += static_cast<int>(kWarpThreads)) {
@@ -261,13 +320,18 @@ __device__ inline bool compare_members(const Members& told, int needed, unsigned
     if (above < needed && needed <= above + equal) mine = {order, static_cast<unsigned>(needed - above)};
   }
   end.threshold = {__reduce_max_sync(kAllLanes, mine.order), __reduce_max_sync(kAllLanes, mine.rest)};
-  end.above = static_cast<int>(told.above);
-  end.equal = 0;
 #pragma unroll
-  for (unsigned i = 0; i < Members::kListed; ++i) {
-    if (i >= told.members) break;
-    end.above += told.order[i] > end.threshold.order ? 1 : 0;
-    end.equal += told.order[i] == end.threshold.order ? 1 : 0;
+  for (int section = 0; section < kLaneSections; ++section) {
+    if (section >= lane_sections) break;
+    const Members& of = told.of[section];
+    end.above[section] = static_cast<int>(of.above);
+    end.equal[section] = 0;
+#pragma unroll
+    for (unsigned i = 0; i < Members::kListed; ++i) {
+      if (i >= of.members) break;
+      end.above[section] += of.order[i] > end.threshold.order ? 1 : 0;
+      end.equal[section] += of.order[i] == end.threshold.order ? 1 : 0;
+    }
   }
   return true;
 }
@@ -286,8 +350,8 @@ __device__ ListEnd find_list_end(Messages& messages, const WarpPages& own, int c
   const auto above_bin = [&](float score) { return bins(score) < bin; };
   ListEnd end;
   {
-    const Members told = messages.members(own.section, members_of(own, in_bin, above_bin, messages.room()));
-    if (compare_members(told, messages.here().needed, messages.room(), end)) return end;
+    const LaneMembers told = messages.members(own.section, members_of(own, in_bin, above_bin, messages.room()));
+    if (compare_members(told, messages.lane_sections(), messages.here().needed, messages.room(), end)) return end;
   }
 
   const auto range_where = [&](const auto& is_in) {
@@ -315,13 +379,17 @@ __device__ ListEnd find_list_end(Messages& messages, const WarpPages& own, int c
     range = range_where([&](float score) { return bin_of(score) == at; });
   }
   const unsigned order = range.x;
-  const Members told =
+  const LaneMembers told =
       messages.members(own.section, members_of(
                                         own, [&](float score) { return order_of(score) == order; },
                                         [&](float score) { return order_of(score) > order; }, messages.room()));
-  return {{order, static_cast<unsigned>(messages.here().needed)},
-          static_cast<int>(told.above),
-          static_cast<int>(told.members)};
+  end.threshold = {order, static_cast<unsigned>(messages.here().needed)};
+#pragma unroll
+  for (int section = 0; section < kLaneSections; ++section) {
+    end.above[section] = static_cast<int>(told.of[section].above);
+    end.equal[section] = static_cast<int>(told.of[section].members);
+  }
+  return end;
 }
 
 }  // namespace vesper::cuda
