@@ -71,7 +71,6 @@ __device__ void list_pages(const ChosenArgs<T>& args, const WarpPages& own, cons
     place = all ? own.first : min(own.first, choice.sink_end) + max(0, own.first - choice.window_begin);
   }
   const auto ties = static_cast<int>(end.threshold.rest);
-  const unsigned below = (1U << this_lane()) - 1U;
   std::int32_t* index = &args.pages.index(s, g, 0);
   for (int first = own.first; first < own.end; first += kWarpPages) {
     const int p = first + this_lane();
@@ -83,9 +82,9 @@ __device__ void list_pages(const ChosenArgs<T>& args, const WarpPages& own, cons
     const bool is_equal = searched && candidate && order == end.threshold.order;
     const unsigned taken = __ballot_sync(kAllLanes, is_taken);
     const unsigned equal = __ballot_sync(kAllLanes, is_equal);
-    const int ties_here = equal_before + __popc(equal & below);
+    const int ties_here = equal_before + __popc(before_this_lane(equal));
     if (is_taken || (is_equal && ties_here < ties)) {
-      const int at = place + __popc(taken & below) + min(ties_here, ties);
+      const int at = place + __popc(before_this_lane(taken)) + min(ties_here, ties);
       index[at] = p;
       const unsigned block = static_cast<unsigned>(at) / static_cast<unsigned>(split_entries);
       send(in_block(kept + 4 * (static_cast<unsigned>(at) - block * static_cast<unsigned>(split_entries)), block),

@@ -43,9 +43,9 @@ struct LaneMembers {
 
 // What the blocks of a cluster tell each other about a list, in each of them.
 struct Meeting {
-  alignas(16) unsigned bins[kBins / 2];                          // this block's; two counts of 16 bits each
-  alignas(16) uint4 header[kSections];                           // attention/finalists.cuh
-  uint2 range[kSections];                                        // largest order, largest complement of an order
+  alignas(16) unsigned bins[kBins / 2];  // this block's; two counts of 16 bits each
+  alignas(16) uint4 header[kSections];   // attention/finalists.cuh
+  uint2 range[kSections];                // largest order, largest complement of one; or a sample
   std::uint64_t range_told, bins_told, members_told, kept_told;  // barriers
   std::uint64_t counts_told, finalists_told;
   int of_warp[kDecodeWarps];  // of this block alone, as the following
@@ -275,7 +275,7 @@ __device__ Members members_of(const WarpPages& own, const Member& member, const 
   own.for_each([&](bool has, float score) {
     const bool is_member = has && member(score);
     const unsigned all = __ballot_sync(kAllLanes, is_member);
-    const unsigned place = mine.members + static_cast<unsigned>(__popc(all & ((1U << this_lane()) - 1U)));
+    const unsigned place = mine.members + static_cast<unsigned>(__popc(before_this_lane(all)));
     if (is_member && place < Members::kListed) room[place] = order_of(score);
     mine.members += static_cast<unsigned>(__popc(all));
     mine.above += static_cast<unsigned>(__popc(__ballot_sync(kAllLanes, has && above(score))));

@@ -140,7 +140,7 @@ class Finalists {
         const int page = first + i * kWarpPages + this_lane();
         const bool reaches = page < own.end_candidate && order[i] >= bar_;
         const unsigned all = __ballot_sync(kAllLanes, reaches);
-        const int place = count + __popc(all & ((1U << this_lane()) - 1U));
+        const int place = count + __popc(before_this_lane(all));
         count += __popc(all);
         if (!reaches) continue;
         best = max(best, order[i]);

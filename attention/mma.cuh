@@ -30,6 +30,10 @@ __device__ inline int this_lane() {
 __device__ inline int this_warp() {
   return static_cast<int>(threadIdx.x / kWarpThreads);
 }
+// Of a vote's lanes, those before this one.
+__device__ inline unsigned before_this_lane(unsigned lanes) {
+  return lanes & ((1U << this_lane()) - 1U);
+}
 
 __device__ inline unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));

@@ -205,7 +205,7 @@ __device__ void write_kept(const Shared<kThreads>& shared, const Candidates<kThr
   for (int word = this_warp(); word < words; word += Shared<kThreads>::kWarps) {
     const unsigned kept = shared.marks[word];
     if ((kept >> this_lane()) % 2 == 0) continue;
-    to[shared.before[word] + __popc(kept & ((1U << this_lane()) - 1U))] = of.token(begin + word * 32 + this_lane());
+    to[shared.before[word] + __popc(before_this_lane(kept))] = of.token(begin + word * 32 + this_lane());
   }
 }
 

@@ -109,18 +109,17 @@ __device__ inline void select_list(SelectShared& shared, const SelectArgs& args,
   int equal_below = static_cast<int>(__reduce_add_sync(kAllLanes, before ? static_cast<unsigned>(of_warp.y) : 0U));
 
   std::int32_t* index = &args.pages.index(s, g, 0);
-  const unsigned below = (1U << this_lane()) - 1U;
 #pragma unroll 2
   for (int i = 0; i < own; ++i) {
     const int p = first + i * kWarpPages + this_lane();
     unsigned taken;
     unsigned equal;
     mark(p, taken, equal);
-    const int ties_here = equal_below + __popc(equal & below);
+    const int ties_here = equal_below + __popc(before_this_lane(equal));
     const bool is_taken = (taken >> this_lane()) % 2 != 0;
     const bool is_equal = (equal >> this_lane()) % 2 != 0;
     if (is_taken || (is_equal && ties_here < ties)) {
-      index[taken_below + __popc(taken & below) + min(ties_here, ties)] = p;
+      index[taken_below + __popc(before_this_lane(taken)) + min(ties_here, ties)] = p;
     }
     taken_below += __popc(taken);
     equal_below += __popc(equal);
