@@ -3,9 +3,9 @@
 // "barrier.cluster" and "mapa"; CUDA programming guide, "Distributed shared memory".
 #pragma once
 
-namespace vesper::cuda {
+#include "engine/core/launch.cuh"
 
-inline constexpr int kMaxCluster = 8;  // blocks; more are not portable
+namespace vesper::cuda {
 
 __device__ inline int cluster_blocks() {
   unsigned blocks = 1;

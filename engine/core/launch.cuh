@@ -21,6 +21,8 @@ inline void check(cudaError_t status, const char* doing, const char* file = __bu
         "VESPER_SYNC_LAUNCH=1 names the kernel that caused it"});
 }
 
+inline constexpr int kMaxCluster = 8;  // blocks of a cluster; more are not portable
+
 struct Dims {
   dim3 grid;
   dim3 block;
@@ -85,11 +87,28 @@ int resident_blocks(void (*kernel)(Params...), int threads, std::size_t shared_b
   return blocks;
 }
 
+inline unsigned cluster_size(const Dims& dims) {
+  return dims.cluster.x * dims.cluster.y * dims.cluster.z;
+}
+inline cudaLaunchAttribute cluster_attribute(const Dims& dims) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {dims.cluster.x, dims.cluster.y, dims.cluster.z};
+  return cluster;
+}
+// What every launch has; attributes are added.
+inline cudaLaunchConfig_t plain_config(const Dims& dims) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dims.grid;
+  config.blockDim = dims.block;
+  config.dynamicSmemBytes = dims.shared_bytes;
+  return config;
+}
+
 // Clusters of more blocks than every device has room for have to be asked for too.
 template <typename... Params>
 void allow_wide_clusters(void (*kernel)(Params...), const Dims& dims, const char* name) {
-  constexpr unsigned kPortable = 8;
-  if (dims.cluster.x * dims.cluster.y * dims.cluster.z <= kPortable) return;
+  if (cluster_size(dims) <= static_cast<unsigned>(kMaxCluster)) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
 }
 
@@ -98,13 +117,8 @@ template <typename... Params>
 int resident_clusters(void (*kernel)(Params...), const Dims& dims) {
   allow_shared_bytes(kernel, dims.shared_bytes, "asking for shared memory");
   allow_wide_clusters(kernel, dims, "asking for wide clusters");
-  cudaLaunchConfig_t config{};
-  config.gridDim = dims.grid;
-  config.blockDim = dims.block;
-  config.dynamicSmemBytes = dims.shared_bytes;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {dims.cluster.x, dims.cluster.y, dims.cluster.z};
+  cudaLaunchConfig_t config = plain_config(dims);
+  cudaLaunchAttribute cluster = cluster_attribute(dims);
   config.attrs = &cluster;
   config.numAttrs = 1;
   int clusters = 0;
@@ -119,10 +133,7 @@ template <typename... Params, typename... Args>
 void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaStream_t stream, Args&&... args) {
   static const bool sync = std::getenv("VESPER_SYNC_LAUNCH") != nullptr;
   allow_shared_bytes(kernel, dims.shared_bytes, name);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dims.grid;
-  config.blockDim = dims.block;
-  config.dynamicSmemBytes = dims.shared_bytes;
+  cudaLaunchConfig_t config = plain_config(dims);
   config.stream = stream;
   cudaLaunchAttribute attributes[3] = {};
   config.attrs = attributes;
@@ -131,10 +142,8 @@ void launch(const char* name, void (*kernel)(Params...), const Dims& dims, cudaS
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
   }
-  if (dims.cluster.x * dims.cluster.y * dims.cluster.z > 1) {
-    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {dims.cluster.x, dims.cluster.y, dims.cluster.z};
+  if (cluster_size(dims) > 1) {
+    attributes[config.numAttrs++] = cluster_attribute(dims);
     allow_wide_clusters(kernel, dims, name);
   }
   if (dims.cooperative) {
