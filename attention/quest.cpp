@@ -79,16 +79,11 @@ class Quest final : public SparseAttention {
 
   MadeLists select_apart(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
                          const QuestScratch& scratch) const {
-    const AttentionShape& shape = limits().shape;
-    const std::int64_t pages = pages_of(batch);
-    layer.begin_stage(exec, "score", [=, this, seqs = batch.seqs] {
-      return score_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages);
-    });
-    score_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, dense_limit(), scratch.scores);
-    layer.begin_stage(exec, "select", [=, this, list = scratch.pages] {
+    score_pages_apart(exec, layer, q, batch, config_.page_score, config_.group, scratch.scores);
+    layer.begin_stage(exec, "select", [=, this, pages = pages_of(batch), list = scratch.pages] {
       return select_pages_cost(limits().shape, pages, entries_of(exec, list));
     });
-    select_pages(exec, shape, batch, scratch.scores, budget_of(config_), dense_limit(), scratch.pages);
+    select_pages(exec, limits().shape, batch, scratch.scores, budget_of(config_), dense_limit(), scratch.pages);
     return {.list = scratch.pages, .guard_hits = {}};
   }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/attend_sampled.h"
+#include "attention/select_pages.h"
 #include "engine/core/stream.h"
 
 namespace vesper {
@@ -132,6 +133,15 @@ void SparseAttention::plan(const Batch& batch) {
     any_dense_ = any_dense_ || !sparse;
     if (sparse) metadata_bytes_ += limits_.shape.kv_heads * scoring_bytes(tokens);
   }
+}
+
+void SparseAttention::score_pages_apart(const Exec& exec, const AttendLayer& layer, const TensorRef& q,
+                                        const Batch& batch, PageScore page_score, GroupScore group_score,
+                                        TensorView<float, 3> scores) const {
+  layer.begin_stage(exec, "score", [this, page_score, seqs = batch.seqs, pages = pages_of(batch)] {
+    return score_pages_cost(limits_.shape, limits_.dtype, page_score, seqs, pages);
+  });
+  score_pages(exec, limits_.shape, q, layer.kv, batch, page_score, group_score, dense_limit_, scores);
 }
 
 std::int64_t SparseAttention::pages_of(const Batch& batch) const {

@@ -93,6 +93,10 @@ class SparseAttention : public AttentionBackend {
                       const Selection& list, const TensorRef& out, TensorView<float, 2> lse,
                       const KeptCounters& counters);
 
+  // score_pages over the step's sparse sequences, as a stage of its own.
+  void score_pages_apart(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                         PageScore page_score, GroupScore group_score, TensorView<float, 3> scores) const;
+
   [[nodiscard]] const AttentionLimits& limits() const { return limits_; }
   [[nodiscard]] int min_entries() const { return min_entries_; }
   // What stages count by: pages of the step's sparse sequences, of one KV head.

@@ -81,17 +81,12 @@ class VAttention final : public SparseAttention {
     scratch_ = lay_out(carver, config_, limits(), batch.seqs, batch.max_kv_len);
     scratch_.sampled.tickets = all_tickets();
     TopKScores scores;
-    const std::int64_t pages = pages_of(batch);
     if (config_.top_k_by == TopKBy::kQuest) {
-      layer.begin_stage(exec, "score", [=, this, seqs = batch.seqs] {
-        return score_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages);
-      });
-      score_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, dense_limit(),
-                  scratch_.page_scores);
+      score_pages_apart(exec, layer, q, batch, config_.page_score, config_.group, scratch_.page_scores);
       scores.of_pages = scratch_.page_scores;
     } else if (config_.top_k_by != TopKBy::kNone) {
       const KeySource source = config_.top_k_by == TopKBy::kInt4 ? KeySource::kInt4 : KeySource::kExact;
-      layer.begin_stage(exec, "score_tokens", [=, this, seqs = batch.seqs] {
+      layer.begin_stage(exec, "score_tokens", [=, this, seqs = batch.seqs, pages = pages_of(batch)] {
         return score_tokens_cost(limits().shape, limits().dtype, source, seqs, pages * limits().shape.page_tokens);
       });
       score_tokens(exec, shape, q, layer.kv, batch, {}, source, dense_limit(), scratch_.token_scores);
