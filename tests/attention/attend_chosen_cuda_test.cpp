@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "attention/attend_selected.h"
+#include "attention/sparse.h"
 #include "tests/attention/attend_world.h"
 #include "tests/attention/page_lists.h"
 #include "tests/gpu.h"
@@ -26,21 +27,18 @@ enum class Bounds { kRandom, kTies, kEqual, kFarOutliers, kNotFinite, kRising, k
 
 // How much wider the bounds of each page and KV head are.
 std::vector<float> make_widths(const RaggedBatch& ragged, Bounds kind, const AttentionShape& shape) {
-  std::vector<float> widths(static_cast<std::size_t>(ragged.pages) * shape.kv_heads);
+  const auto kv_heads = static_cast<std::size_t>(shape.kv_heads);
+  std::vector<float> widths(static_cast<std::size_t>(ragged.pages) * kv_heads);
+  if (kind < Bounds::kRising) return widths;
   const Batch& batch = ragged.batch;
   for (std::int64_t s = 0; s < batch.seqs; ++s) {
-    const int pages = (batch.kv_len(s) + shape.page_tokens - 1) / shape.page_tokens;
+    const int pages = page_count(batch.kv_len(s), shape.page_tokens);
     for (int p = 0; p < pages; ++p) {
       const bool high = kind == Bounds::kHighAtEnd ? 8 * p >= 7 * pages : p / 16 % 4 == 0;
-      const float width = kind == Bounds::kRising ? static_cast<float>(p) / static_cast<float>(pages)
-                          : high                  ? 1.0F
-                                                  : 0.0F;
-      for (int g = 0; g < shape.kv_heads; ++g) {
-        if (kind >= Bounds::kRising) {
-          widths[static_cast<std::size_t>(batch.page_table(s, p)) * shape.kv_heads + static_cast<std::size_t>(g)] =
-              3.0F * width;
-        }
-      }
+      const float share = static_cast<float>(p) / static_cast<float>(pages);
+      const float width = kind == Bounds::kRising ? share : high ? 1.0F : 0.0F;
+      const auto row = static_cast<std::size_t>(batch.page_table(s, p)) * kv_heads;
+      for (std::size_t g = 0; g < kv_heads; ++g) widths[row + g] = 3.0F * width;
     }
   }
   return widths;
