@@ -34,8 +34,6 @@
 namespace vesper::cuda {
 namespace {
 
-constexpr int kDeepRun = 512;  // pages that a block scores
-
 // This lane's entries of the page table for the first two rounds of list_pages, read before it is known whether they
 // are needed.
 struct EarlyPages {
@@ -47,20 +45,20 @@ __device__ int own_page(const ChosenArgs<T>& args, const WarpPages& own, int p) 
 }
 
 // Lists this warp's pages of the choice, and sends each to the block that attends to it.
-template <typename T>
+template <typename T, int kBlocks>
 __device__ void list_pages(const ChosenArgs<T>& args, const WarpPages& own, const PageChoice& choice,
-                           const ListEnd& end, bool searched, int split_entries, EarlyPages early, unsigned kept,
-                           unsigned kept_told) {
+                           const ListEnd<kBlocks>& end, bool searched, int split_entries, EarlyPages early,
+                           unsigned kept, unsigned kept_told) {
   const int g = static_cast<int>(blockIdx.x);
   const auto s = blockIdx.z;
   const bool all = choice.chosen >= choice.window_begin - choice.sink_end;
   int place;  // on the list, of this warp's next page
   int equal_before = 0;
   if (searched) {
-    const auto sum_before = [&](const int(&of_section)[kLaneSections]) {
+    const auto sum_before = [&](const int(&of_section)[kLaneSections<kBlocks>]) {
       unsigned sum = 0;
 #pragma unroll
-      for (int i = 0; i < kLaneSections; ++i) {
+      for (int i = 0; i < kLaneSections<kBlocks>; ++i) {
         if (i * kWarpPages + this_lane() < own.section) sum += static_cast<unsigned>(of_section[i]);
       }
       return static_cast<int>(__reduce_add_sync(kAllLanes, sum));
@@ -166,7 +164,9 @@ __device__ Running<kHeadDim, kTiles> attend_kept(const DecodeArgs<T>& args, unsi
   return running;
 }
 
-template <typename T, int kHeadDim, int kTiles, bool kInt8>
+// kLong: for runs from which on blocks may find lists from finalists, and for clusters of more than kMaxCluster blocks.
+// Its code is half as long again, which a step has to fetch anew in every layer.
+template <typename T, int kHeadDim, int kTiles, bool kInt8, bool kLong>
 __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const __grid_constant__ ChosenArgs<T> args) {
   extern __shared__ __align__(256) unsigned char shared[];
   __shared__ Meeting meeting;
@@ -191,9 +191,15 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   const int split_entries = split_length(count, blocks, args.min_entries, 1);
   const int first_entry = min(rank * split_entries, count);
   const int last_entry = min(first_entry + split_entries, count);
-  Messages messages(meeting, *reinterpret_cast<LateMeeting*>(shared), blocks);
-  const FinalistPlan plan(choice, run, args.most_finalists, blocks, kTilePages);
-  Finalists finalists(plan, reinterpret_cast<uint2*>(shared + args.finalists_at), args.most_finalists, blocks, rank);
+  Messages<kLong ? kListCluster : kMaxCluster> messages(meeting, *reinterpret_cast<LateMeeting*>(shared), blocks);
+  auto finalists = [&] {
+    if constexpr (kLong) {
+      const FinalistPlan plan(choice, run, args.most_finalists, blocks, kTilePages);
+      return Finalists(plan, reinterpret_cast<uint2*>(shared + args.finalists_at), args.most_finalists, blocks, rank);
+    } else {
+      return NoFinalists();
+    }
+  }();
   reinterpret_cast<uint2*>(meeting.bins)[threadIdx.x] = {};
   if (threadIdx.x == 0) {
     messages.begin(last_entry - first_entry);
@@ -212,25 +218,27 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   own.end_candidate = max(min(own.end, choice.window_begin), own.first_candidate);
   auto* kept = reinterpret_cast<std::int32_t*>(shared + args.kept_at);
   bool listed = false;
-  if (finalists.is_used()) {
-    const LikelyPages<T, kHeadDim> likely(decode, scored);
-    __syncthreads();  // the scores of all warps are there
-    finalists.tell(meeting, own, reinterpret_cast<uint2*>(shared + this_warp() * kRingBytes<kHeadDim> + kStagedAt));
-    likely.fetch(decode);
-    const auto keep = [&](int at, int page, int entry) {
-      if (at < first_entry || at >= last_entry) return;
-      args.pages.index(s, g, at) = page;
-      kept[at - first_entry] = entry;
-    };
-    const auto entry = [&](int page) { return decode.page_table(s, page); };
-    listed =
-        finalists.list(meeting, *reinterpret_cast<MarkedPages*>(shared), choice, entry,
-                       [&](int place, int page, int own_entry) { keep(choice.sink_end + place, page, own_entry); });
-    if (listed) {
-      const int thread = static_cast<int>(threadIdx.x);
-      for (int p = thread; p < choice.sink_end; p += static_cast<int>(kDecodeThreads)) keep(p, p, entry(p));
-      for (int p = choice.window_begin + thread; p < pages; p += static_cast<int>(kDecodeThreads)) {
-        keep(count - (pages - p), p, entry(p));
+  if constexpr (kLong) {
+    if (finalists.is_used()) {
+      const LikelyPages<T, kHeadDim> likely(decode, scored);
+      __syncthreads();  // the scores of all warps are there
+      finalists.tell(meeting, own, reinterpret_cast<uint2*>(shared + this_warp() * kRingBytes<kHeadDim> + kStagedAt));
+      likely.fetch(decode);
+      const auto keep = [&](int at, int page, int entry) {
+        if (at < first_entry || at >= last_entry) return;
+        args.pages.index(s, g, at) = page;
+        kept[at - first_entry] = entry;
+      };
+      const auto entry = [&](int page) { return decode.page_table(s, page); };
+      listed =
+          finalists.list(meeting, *reinterpret_cast<MarkedPages*>(shared), choice, entry,
+                         [&](int place, int page, int own_entry) { keep(choice.sink_end + place, page, own_entry); });
+      if (listed) {
+        const int thread = static_cast<int>(threadIdx.x);
+        for (int p = thread; p < choice.sink_end; p += static_cast<int>(kDecodeThreads)) keep(p, p, entry(p));
+        for (int p = choice.window_begin + thread; p < pages; p += static_cast<int>(kDecodeThreads)) {
+          keep(count - (pages - p), p, entry(p));
+        }
       }
     }
   }
@@ -238,7 +246,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
     const EarlyPages early = {own_page(args, own, own.first + this_lane()),
                               own_page(args, own, own.first + this_lane() + kWarpPages)};
     const bool searches = choice.chosen > 0 && choice.chosen < between;
-    ListEnd list_end;
+    ListEnd<kLong ? kListCluster : kMaxCluster> list_end;
     if (searches) {
       list_end = find_list_end(messages, own, choice.chosen, scored.best, scored.worst, [&] {
         if (!finalists.is_used()) LikelyPages<T, kHeadDim>(decode, scored).fetch(decode);
@@ -254,16 +262,16 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
     count_list(args.counters, g, count, kv_len, 1 << decode.page_shift);
   }
   __syncthreads();  // all warps are done with what lies over the rings
-  // Fewer bytes on their way where the next launch's clusters, waiting beside these, have most of their bounds already:
-  // then no block falls far behind the others.
-  const bool deep = run >= kDeepRun && blocks <= kMaxCluster;
   const auto attend = [&](auto ahead) {
     return attend_kept<T, kHeadDim, kTiles, decltype(ahead)::value>(decode, shared, kept, first_entry, last_entry,
                                                                     count, kv_len);
   };
   using Deep = std::integral_constant<int, kSlots<kHeadDim> - 1>;
   using Shallow = std::integral_constant<int, kSlots<kHeadDim> / 3>;
-  const auto running = deep ? attend(Deep()) : attend(Shallow());
+  // Wide clusters fill the device twice with the next launch's: with fewer bytes on their way no block falls far
+  // behind.
+  const bool shallow = kLong && blocks > kMaxCluster;
+  const auto running = shallow ? attend(Shallow()) : attend(Deep());
   finish_split<T, kHeadDim, kTiles>(decode, part_of_grid(decode), running, reinterpret_cast<float*>(shared), told);
 }
 
@@ -271,12 +279,12 @@ int block_pages_of(int pages, int cluster) {
   return split_length(pages, cluster, kTilePages, kTilePages);
 }
 
-template <typename T, int kHeadDim, bool kInt8>
+template <typename T, int kHeadDim, bool kInt8, bool kLong>
 void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenArgs<T>& args, int bytes, int seqs) {
   const auto cluster = static_cast<unsigned>(args.decode.splits);
   launch("attend_chosen_pages",
-         shape.group() <= kTileHeads ? attend_chosen_pages<T, kHeadDim, 1, kInt8>
-                                     : attend_chosen_pages<T, kHeadDim, 2, kInt8>,
+         shape.group() <= kTileHeads ? attend_chosen_pages<T, kHeadDim, 1, kInt8, kLong>
+                                     : attend_chosen_pages<T, kHeadDim, 2, kInt8, kLong>,
          {.grid = dim3(static_cast<unsigned>(shape.kv_heads), cluster, static_cast<unsigned>(seqs)),
           .block = dim3(kDecodeThreads),
           .shared_bytes = static_cast<std::size_t>(bytes),
@@ -288,7 +296,7 @@ void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenAr
 // Clusters of kListCluster blocks that the device runs side by side: a multiprocessor may be needed for each block of
 // one, and a device may not have as many together.
 int wide_clusters() {
-  static const int clusters = resident_clusters(attend_chosen_pages<bf16, 128, 2, true>,
+  static const int clusters = resident_clusters(attend_chosen_pages<bf16, 128, 2, true, true>,
                                                 {.grid = dim3(1, kListCluster),
                                                  .block = dim3(kDecodeThreads),
                                                  .shared_bytes = static_cast<std::size_t>(ChosenLayout::room()),
@@ -343,12 +351,16 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
                              .kept_at = layout.kept_at,
                              .finalists_at = layout.finalists_at,
                              .most_finalists = layout.most_finalists};
-    const auto launch_one = [&](auto int8) {
+    const auto launch_one = [&](auto int8, auto is_long) {
       constexpr bool kInt8 = decltype(int8)::value;
-      shape.head_dim == 128 ? launch_chosen<T, 128, kInt8>(exec, shape, args, layout.bytes, batch.seqs)
-                            : launch_chosen<T, 64, kInt8>(exec, shape, args, layout.bytes, batch.seqs);
+      constexpr bool kLong = decltype(is_long)::value;
+      shape.head_dim == 128 ? launch_chosen<T, 128, kInt8, kLong>(exec, shape, args, layout.bytes, batch.seqs)
+                            : launch_chosen<T, 64, kInt8, kLong>(exec, shape, args, layout.bytes, batch.seqs);
     };
-    page_score == PageScore::kMinMaxInt8 ? launch_one(std::true_type()) : launch_one(std::false_type());
+    const auto launch_form = [&](auto int8) {
+      layout.is_long ? launch_one(int8, std::true_type()) : launch_one(int8, std::false_type());
+    };
+    page_score == PageScore::kMinMaxInt8 ? launch_form(std::true_type()) : launch_form(std::false_type());
   });
 }
 

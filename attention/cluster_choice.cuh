@@ -26,8 +26,10 @@ inline constexpr int kBinBits = std::countr_zero(static_cast<unsigned>(kBins));
 inline constexpr int kListCluster = 16;                        // most blocks to a list
 inline constexpr int kSections = kListCluster * kDecodeWarps;  // a warp of a cluster each; in the order of their pages
 inline constexpr int kMaxMembers = 128;
-// Sections are dealt out to the lanes of each warp: section i kWarpThreads + lane.
-inline constexpr int kLaneSections = kSections / static_cast<int>(kWarpThreads);
+// Sections are dealt out to the lanes of each warp: section i kWarpThreads + lane. So many of a lane there are at most
+// in clusters of `blocks` blocks.
+template <int kBlocks>
+inline constexpr int kLaneSections = (kBlocks * kDecodeWarps - 1) / static_cast<int>(kWarpThreads) + 1;
 
 // What a warp tells about the scores of its pages: how many are members of a set and how many are above it, and the
 // first members' orders.
@@ -37,8 +39,10 @@ struct Members {
   unsigned order[kListed];
 };
 static_assert(sizeof(Members) == 2 * sizeof(uint4));
+// What a lane's sections tell, in clusters of at most kBlocks blocks; likewise below.
+template <int kBlocks>
 struct LaneMembers {
-  Members of[kLaneSections];
+  Members of[kLaneSections<kBlocks>];
 };
 
 // What the blocks of a cluster tell each other about a list, in each of them.
@@ -81,6 +85,7 @@ struct WarpPages {
 
 // The messages of a search, and which of each kind comes next. Every kind is told by all warps in turn with the others,
 // so that none is told anew before all have read it.
+template <int kBlocks>
 class Messages {
  public:
   __device__ Messages(Meeting& meeting, LateMeeting& late, int blocks)
@@ -134,7 +139,7 @@ class Messages {
   __device__ uint2 bins(int rank) {
     const uint2 mine = reinterpret_cast<const uint2*>(meeting_.bins)[threadIdx.x];
 #pragma unroll
-    for (int block = 0; block < kListCluster; ++block) {
+    for (int block = 0; block < kBlocks; ++block) {
       if (block >= blocks_) break;
       send(in_block(shared_address(&late_.bins[rank][2 * threadIdx.x]), static_cast<unsigned>(block)), mine,
            in_block(shared_address(&meeting_.bins_told), static_cast<unsigned>(block)));
@@ -142,7 +147,7 @@ class Messages {
     receive(meeting_.bins_told, bins_phase_, bins_bytes());
     uint2 sum = {};
 #pragma unroll
-    for (int block = 0; block < kListCluster; ++block) {
+    for (int block = 0; block < kBlocks; ++block) {
       if (block >= blocks_) break;
       const uint2 told = reinterpret_cast<const uint2*>(late_.bins[block])[threadIdx.x];
       sum.x += told.x;
@@ -152,7 +157,7 @@ class Messages {
   }
 
   // Tells `mine`, the same in all lanes, and gives what this lane's sections told.
-  __device__ LaneMembers members(int section, const Members& mine) {
+  __device__ LaneMembers<kBlocks> members(int section, const Members& mine) {
     if (this_lane() < blocks_) {
       const auto block = static_cast<unsigned>(this_lane());
       const unsigned to = in_block(shared_address(&late_.members[section]), block);
@@ -162,20 +167,15 @@ class Messages {
            barrier);
     }
     receive(meeting_.members_told, members_phase_, members_bytes());
-    LaneMembers told = {};
+    LaneMembers<kBlocks> told = {};
 #pragma unroll
-    for (int i = 0; i < kLaneSections; ++i) {
-      if (i >= lane_sections()) break;
+    for (int i = 0; i < kLaneSections<kBlocks>; ++i) {
       const int of = i * static_cast<int>(kWarpThreads) + this_lane();
       if (of < sections()) told.of[i] = late_.members[of];
     }
     return told;
   }
 
-  // Of a lane, at most.
-  [[nodiscard]] __device__ int lane_sections() const {
-    return sections() <= static_cast<int>(kWarpThreads) ? 1 : kLaneSections;
-  }
   __device__ Meeting& here() const {
     return meeting_;
   }
@@ -248,8 +248,8 @@ __device__ inline void pick_bin(Meeting& meeting, uint2 four, int needed) {
 
 // As pick_bin, of the cluster's scores. bin_of(score) is negative for a score that does not count. The bins must be
 // clear, a barrier of the block behind that; they are left clear behind another.
-template <typename BinOf>
-__device__ void choose_bin(Messages& messages, const WarpPages& own, int needed, const BinOf& bin_of) {
+template <int kBlocks, typename BinOf>
+__device__ void choose_bin(Messages<kBlocks>& messages, const WarpPages& own, int needed, const BinOf& bin_of) {
   Meeting& meeting = messages.here();
   own.for_each([&](bool has, float score) {
     const int bin = has ? bin_of(score) : -1;
@@ -262,10 +262,11 @@ __device__ void choose_bin(Messages& messages, const WarpPages& own, int needed,
 }
 
 // Where a list ends, and how far it has come in each section: those of this lane.
+template <int kBlocks>
 struct ListEnd {
   Threshold<unsigned> threshold;
-  int above[kLaneSections] = {};  // pages of the section
-  int equal[kLaneSections] = {};
+  int above[kLaneSections<kBlocks>] = {};  // pages of the section
+  int equal[kLaneSections<kBlocks>] = {};
 };
 
 // What this warp has to tell about its scores.
@@ -288,13 +289,12 @@ __device__ Members members_of(const WarpPages& own, const Member& member, const 
 }
 
 // The order of the `needed`-th of all sections' members, each warp for itself; false where some are not listed.
-__device__ inline bool compare_members(const LaneMembers& told, int lane_sections, int needed, unsigned* room,
-                                       ListEnd& end) {
+template <int kBlocks>
+__device__ bool compare_members(const LaneMembers<kBlocks>& told, int needed, unsigned* room, ListEnd<kBlocks>& end) {
   int members = 0;
   bool listed = true;
 #pragma unroll
-  for (int section = 0; section < kLaneSections; ++section) {
-    if (section >= lane_sections) break;
+  for (int section = 0; section < kLaneSections<kBlocks>; ++section) {
     const Members& of = told.of[section];
     listed = listed && of.members <= Members::kListed;
     const int through = members + sum_through_lane(static_cast<int>(of.members));
@@ -321,8 +321,7 @@ __device__ inline bool compare_members(const LaneMembers& told, int lane_section
   }
   end.threshold = {__reduce_max_sync(kAllLanes, mine.order), __reduce_max_sync(kAllLanes, mine.rest)};
 #pragma unroll
-  for (int section = 0; section < kLaneSections; ++section) {
-    if (section >= lane_sections) break;
+  for (int section = 0; section < kLaneSections<kBlocks>; ++section) {
     const Members& of = told.of[section];
     end.above[section] = static_cast<int>(of.above);
     end.equal[section] = 0;
@@ -338,9 +337,9 @@ __device__ inline bool compare_members(const LaneMembers& told, int lane_section
 
 // Where the list of the `chosen` best candidates ends, more of which there are. `best`, `worst`: largest order and
 // complement of the candidates that this thread has seen. `meanwhile`: what else there is to do, called once.
-template <typename Meanwhile>
-__device__ ListEnd find_list_end(Messages& messages, const WarpPages& own, int chosen, unsigned best, unsigned worst,
-                                 const Meanwhile& meanwhile) {
+template <int kBlocks, typename Meanwhile>
+__device__ ListEnd<kBlocks> find_list_end(Messages<kBlocks>& messages, const WarpPages& own, int chosen, unsigned best,
+                                          unsigned worst, const Meanwhile& meanwhile) {
   uint2 range = messages.range(own.section, best, worst, meanwhile);
   __syncthreads();  // the scores of all warps are there
   const EvenBins bins(score_of_order(range.x), score_of_order(~range.y), kBins);
@@ -348,10 +347,11 @@ __device__ ListEnd find_list_end(Messages& messages, const WarpPages& own, int c
   const int bin = messages.here().bin;
   const auto in_bin = [&](float score) { return bins(score) == bin; };
   const auto above_bin = [&](float score) { return bins(score) < bin; };
-  ListEnd end;
+  ListEnd<kBlocks> end;
   {
-    const LaneMembers told = messages.members(own.section, members_of(own, in_bin, above_bin, messages.room()));
-    if (compare_members(told, messages.lane_sections(), messages.here().needed, messages.room(), end)) return end;
+    const LaneMembers<kBlocks> told =
+        messages.members(own.section, members_of(own, in_bin, above_bin, messages.room()));
+    if (compare_members(told, messages.here().needed, messages.room(), end)) return end;
   }
 
   const auto range_where = [&](const auto& is_in) {
@@ -379,13 +379,13 @@ __device__ ListEnd find_list_end(Messages& messages, const WarpPages& own, int c
     range = range_where([&](float score) { return bin_of(score) == at; });
   }
   const unsigned order = range.x;
-  const LaneMembers told =
+  const LaneMembers<kBlocks> told =
       messages.members(own.section, members_of(
                                         own, [&](float score) { return order_of(score) == order; },
                                         [&](float score) { return order_of(score) > order; }, messages.room()));
   end.threshold = {order, static_cast<unsigned>(messages.here().needed)};
 #pragma unroll
-  for (int section = 0; section < kLaneSections; ++section) {
+  for (int section = 0; section < kLaneSections<kBlocks>; ++section) {
     end.above[section] = static_cast<int>(told.of[section].above);
     end.equal[section] = static_cast<int>(told.of[section].members);
   }

@@ -100,7 +100,7 @@ class Finalists {
   [[nodiscard]] __device__ bool is_used() const { return plan_.used; }
 
   // `order`: of this lane's candidate in the warp's first tile, or 0.
-  __device__ void tell_sample(Messages& messages, unsigned order) const {
+  __device__ void tell_sample(Messages<kListCluster>& messages, unsigned order) const {
     unsigned nth = 0;
 #pragma unroll 1
     for (int i = 0; i < plan_.nth; ++i) {
@@ -109,7 +109,7 @@ class Finalists {
     }
     messages.tell_range(rank_ * kDecodeWarps + this_warp(), {nth, 0});
   }
-  __device__ void await_bar(Messages& messages) {
+  __device__ void await_bar(Messages<kListCluster>& messages) {
     // Of the nth best each lane hears one warp's, of the best that of two where there are more warps than lanes.
     const unsigned sample = plan_.nth > 1 ? messages.one_range().x : messages.ranges().x;
     int rank = 0;  // of this lane's sample, from the best on
@@ -283,6 +283,16 @@ class Finalists {
   int most_;
   int blocks_, rank_;
   unsigned bar_ = 0;
+};
+
+// In kernels for runs that are too short for them.
+struct NoFinalists {
+  static __device__ bool is_used() { return false; }
+  static __device__ void begin(Meeting& /*meeting*/) {}
+  template <typename Anything>
+  static __device__ void tell_sample(Anything& /*messages*/, unsigned /*order*/) {}
+  template <typename Anything>
+  static __device__ void await_bar(Anything& /*messages*/) {}
 };
 
 }  // namespace vesper::cuda

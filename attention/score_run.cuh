@@ -15,13 +15,18 @@ namespace vesper::cuda {
 // parts are merged; a block's scores; the pages that it attends to; finalists, as far as there is room where two blocks
 // share a multiprocessor.
 struct ChosenLayout {
+  bool is_long;  // the kernel for it: finalists only there
   int scores_at, kept_at, finalists_at, most_finalists, bytes;
   // Of clusters for groups of `group` heads, blocks that score up to `block_pages` and attend to up to `kept`.
   ChosenLayout(int head_dim, int group, int cluster, int block_pages, int kept)
-      : scores_at(kDecodeWarps * ring_bytes(head_dim) + received_bytes(head_dim, group, cluster)),
+      : is_long(block_pages >= FinalistPlan::kLeastRun || cluster > kMaxCluster),
+        scores_at(kDecodeWarps * ring_bytes(head_dim) + received_bytes(head_dim, group, cluster)),
         kept_at(scores_at + 4 * block_pages),
         finalists_at((kept_at + 4 * kept + 15) / 16 * 16),
-        most_finalists(std::clamp((room() - finalists_at) / finalist_bytes(cluster), 0, kMostFinalists / cluster)),
+        most_finalists(
+            block_pages < FinalistPlan::kLeastRun
+                ? 0
+                : std::clamp((room() - finalists_at) / finalist_bytes(cluster), 0, kMostFinalists / cluster)),
         bytes(finalists_at + finalist_bytes(cluster) * most_finalists) {}
 
   // What a block may ask for. Where each needs a multiprocessor for itself, clusters may not find room for all at once.
@@ -60,9 +65,9 @@ struct Scored {
 
 // Scores pages [begin, end) of the sequence into shared memory. A warp begins at a tile that lies as far into its own
 // as it does among the block's warps, so that first tiles are of all the run.
-template <typename T, int kHeadDim, int kProducts, bool kInt8>
+template <typename T, int kHeadDim, int kProducts, bool kInt8, typename SomeMessages, typename SomeFinalists>
 __device__ Scored score_run(const ChosenArgs<T>& args, unsigned rings, int begin, int end, float* scores,
-                            const PageChoice& choice, Messages& messages, Finalists& finalists) {
+                            const PageChoice& choice, SomeMessages& messages, SomeFinalists& finalists) {
   using Tile = BoundTile<T, kHeadDim, kInt8>;
   constexpr int kRing = Tile::kSlots;
   constexpr int kStride = kDecodeWarps * kTilePages;
