@@ -35,11 +35,13 @@ __device__ inline void arrive_expecting([[maybe_unused]] unsigned barrier, [[may
 
 // Returns when the phase of this parity has ended; what was written before it ended can be read. Of a barrier that is
 // new, the phase of parity 1 counts as ended.
+// Asked twice a round: a loop of one question would be moved behind the kernel's end, where each wait fetches code that
+// a step has pushed out of the caches (docs/kernels.md, "Code").
 __device__ inline void wait_phase(unsigned barrier, unsigned parity) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::
-          "r"(barrier),
+      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra OUT;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\nOUT:\n}" ::"r"(barrier),
       "r"(parity)
       : "memory");
 #else

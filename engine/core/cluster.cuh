@@ -89,7 +89,9 @@ __device__ inline void wait_phase_of_cluster([[maybe_unused]] unsigned barrier, 
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n.reg .pred done;\nAGAIN:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(barrier),
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@done bra OUT;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\nOUT:\n}" ::"r"(
+          barrier),
       "r"(parity)
       : "memory");
 #endif
