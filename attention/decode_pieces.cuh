@@ -37,8 +37,8 @@ __device__ void copy_piece(unsigned slot, const T* k, const T* v, std::int64_t o
     const unsigned chunk = threadIdx.x % kWarpThreads + i * kWarpThreads;
     const bool valid = static_cast<int>(chunk / kChunks) < keys;
     const std::int64_t at = offset + chunk * kChunkElements;
-    copy_chunk_async(slot + chunk * kChunkBytes, k + at, valid);
-    copy_chunk_async(slot + kTileBytes<kHeadDim> + chunk * kChunkBytes, v + at, valid);
+    copy_chunk_once(slot + chunk * kChunkBytes, k + at, valid);
+    copy_chunk_once(slot + kTileBytes<kHeadDim> + chunk * kChunkBytes, v + at, valid);
   }
 }
 

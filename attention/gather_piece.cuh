@@ -39,8 +39,8 @@ __device__ void gather_piece(unsigned slot, const T* k, const T* v, std::int64_t
     const unsigned column = source_column(chunk % kChunks, slot_row, static_cast<unsigned>(from));
     const bool valid = static_cast<int>(slot_row) < keys;
     const std::int64_t at = from * kHeadDim + column * kChunkElements;
-    copy_chunk_async(slot + chunk * kChunkBytes, k + at, valid);
-    copy_chunk_async(slot + kTileBytes<kHeadDim> + chunk * kChunkBytes, v + at, valid);
+    copy_chunk_once(slot + chunk * kChunkBytes, k + at, valid);
+    copy_chunk_once(slot + kTileBytes<kHeadDim> + chunk * kChunkBytes, v + at, valid);
   }
 }
 

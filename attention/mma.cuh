@@ -11,6 +11,7 @@
 
 #include <type_traits>
 
+#include "engine/core/cache_hint.cuh"
 #include "engine/core/numeric.cuh"
 #include "kvcache/layout.h"
 
@@ -43,6 +44,13 @@ __device__ inline unsigned shared_address(const void* pointer) {
 __device__ inline void copy_chunk_async(unsigned to, const void* from, bool valid) {
   const int bytes = valid ? kChunkBytes : 0;
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+// The same of what nobody reads again.
+__device__ inline void copy_chunk_once(unsigned to, const void* from, bool valid) {
+  const int bytes = valid ? kChunkBytes : 0;
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+               "r"(bytes), "l"(evict_first())
+               : "memory");
 }
 
 // The same for fewer bytes: 4, 8 or 16.

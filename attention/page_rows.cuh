@@ -63,7 +63,7 @@ struct PageRows {
     for (int half = 0; half < 2; ++half) {
       const T* own = from.exact + row[half] * row_channels + channel;
 #pragma unroll
-      for (int i = 0; i < kChunks; ++i) chunk[half][i] = *reinterpret_cast<const uint4*>(own + kBoundSpan * i);
+      for (int i = 0; i < kChunks; ++i) chunk[half][i] = __ldcs(reinterpret_cast<const uint4*>(own + kBoundSpan * i));
     }
   }
   __device__ void multiply(int i, const uint4& query, float (&d)[4]) const {
@@ -82,7 +82,7 @@ struct PageRows<T, kChunks, true> {
       const std::uint8_t* own = from.codes + row[half] * row_channels + channel;
       const bf16* of_spans = from.scales + (row[half] * row_channels + channel) / kBoundSpan;
 #pragma unroll
-      for (int i = 0; i < kChunks; ++i) chunk[half][i] = *reinterpret_cast<const uint2*>(own + kBoundSpan * i);
+      for (int i = 0; i < kChunks; ++i) chunk[half][i] = __ldcs(reinterpret_cast<const uint2*>(own + kBoundSpan * i));
       scales[half] = kChunks == 2 ? *reinterpret_cast<const unsigned*>(of_spans) : of_spans->bits;
     }
   }

@@ -65,7 +65,7 @@ class BoundCopies {
                                      static_cast<int>(gridDim.x * 2 * kHeadDim);
 #pragma unroll
       for (int chunk = 0; chunk < Tile::kRowBytes / kChunkBytes; chunk += 8) {
-        copy_chunk_async(to + row * Tile::kRowBytes + chunk * kChunkBytes, from + chunk * kChunk, true);
+        copy_chunk_once(to + row * Tile::kRowBytes + chunk * kChunkBytes, from + chunk * kChunk, true);
       }
     }
     if constexpr (kInt8) {

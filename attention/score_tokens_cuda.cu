@@ -126,13 +126,13 @@ __device__ void load_row(const ScoreArgs<T>& args, std::int64_t tile, int line, 
   if constexpr (kSource == KeySource::kInt4) {
     const std::uint8_t* row = args.int4 + ((tile << args.page_shift) + line) * (kHeadDim / 2) + c * (kHeadDim / 8);
     if constexpr (kHeadDim == 128) {
-      const uint4 loaded = *reinterpret_cast<const uint4*>(row);
+      const uint4 loaded = __ldcs(reinterpret_cast<const uint4*>(row));
       words[0] = loaded.x;
       words[1] = loaded.y;
       words[2] = loaded.z;
       words[3] = loaded.w;
     } else {
-      const uint2 loaded = *reinterpret_cast<const uint2*>(row);
+      const uint2 loaded = __ldcs(reinterpret_cast<const uint2*>(row));
       words[0] = loaded.x;
       words[1] = loaded.y;
     }

@@ -157,18 +157,6 @@ __device__ inline void copy_box(unsigned to, const CUtensorMap& tensor, int x, i
       : "memory");
 }
 
-// Hints: what is read once, and what others will read again. Source: PTX ISA, "createpolicy".
-__device__ inline std::uint64_t evict_first() {
-  std::uint64_t hint;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(hint));
-  return hint;
-}
-__device__ inline std::uint64_t evict_last() {
-  std::uint64_t hint;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(hint));
-  return hint;
-}
-
 // Barriers among the threads of a few warpgroups; `id` 1 ... 15.
 __device__ inline void meet(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -27,6 +27,7 @@
 
 #include "attention/mma.cuh"
 #include "engine/core/bulk_copy.cuh"
+#include "engine/core/cache_hint.cuh"
 #include "engine/core/launch.cuh"
 #include "engine/core/overlap.cuh"
 #include "engine/core/vector.cuh"
@@ -222,7 +223,7 @@ class WeightStream {
       if (this_lane() < Weight::kRuns && bytes > 0) {
         copy_bulk(shared_address(stage + this_lane() * Weight::kRunBytes),
                   run_ + std::int64_t{chunk_} * Weight::kRunBytes, static_cast<unsigned>(bytes),
-                  shared_address(&landed_[slot]));
+                  shared_address(&landed_[slot]), once_);
       }
     } else {
       constexpr int kPieces = Weight::kRunBytes / kChunkBytes;
@@ -274,6 +275,7 @@ class WeightStream {
   unsigned phase_ = 0;
   std::uint64_t* landed_;
   unsigned char* ring_;
+  std::uint64_t once_ = evict_first();
 };
 
 // Runs a block of kGemvThreads threads over its tiles.

@@ -29,6 +29,7 @@
 #include "attention/mma.cuh"
 #include "attention/wgmma.cuh"
 #include "engine/core/bulk_copy.cuh"
+#include "engine/core/cache_hint.cuh"
 #include "engine/core/cluster.cuh"
 #include "engine/core/launch.cuh"
 #include "engine/core/overlap.cuh"

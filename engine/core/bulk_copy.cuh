@@ -54,12 +54,16 @@ __device__ inline void wait_phase(unsigned barrier, unsigned parity) {
 }
 
 // Begins a copy; both addresses and `bytes` (over 0) are multiples of 16. The bytes count towards the barrier's phase.
+// `hint`: engine/core/cache_hint.cuh.
 __device__ inline void copy_bulk([[maybe_unused]] unsigned to, [[maybe_unused]] const void* from,
-                                 [[maybe_unused]] unsigned bytes, [[maybe_unused]] unsigned barrier) {
+                                 [[maybe_unused]] unsigned bytes, [[maybe_unused]] unsigned barrier,
+                                 [[maybe_unused]] std::uint64_t hint) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(hint)
+      : "memory");
 #endif
 }
 
