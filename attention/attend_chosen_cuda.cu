@@ -106,12 +106,12 @@ __device__ void count_list(const KeptCounters& counters, int g, int count, int k
 
 // Attends to entries [first_entry, last_entry) of the list, whose pages are `kept`; the list's last is the newest page.
 // A warp has kAhead pieces on their way while it takes one.
-template <typename T, int kHeadDim, int kTiles, int kAhead>
+template <typename T, int kHeadDim, int kTiles>
 __device__ Running<kHeadDim, kTiles> attend_kept(const DecodeArgs<T>& args, unsigned char* shared,
                                                  const std::int32_t* kept, int first_entry, int last_entry, int count,
                                                  int kv_len) {
-  constexpr int kRing = kAhead + 1;
-  static_assert(kRing <= kSlots<kHeadDim>);
+  constexpr int kRing = kSlots<kHeadDim>;
+  constexpr int kAhead = kRing - 1;
   const int end = (last_entry - first_entry) << args.page_shift;
   const int line_mask = (1 << args.page_shift) - 1;
   const int newest = (count - 1 - first_entry) << args.page_shift;  // the newest page's first key
@@ -164,8 +164,65 @@ __device__ Running<kHeadDim, kTiles> attend_kept(const DecodeArgs<T>& args, unsi
   return running;
 }
 
+// Finds the list by messages and lists it; returns when this block has been told all pages that it attends to.
+// `fetched`: likely pages are on their way.
+template <typename T, int kHeadDim, int kBlocks>
+__device__ void search_list(const ChosenArgs<T>& args, Messages<kBlocks>& messages, const WarpPages& own,
+                            const PageChoice& choice, const Scored& scored, bool fetched, int split_entries,
+                            std::int32_t* kept) {
+  const EarlyPages early = {own_page(args, own, own.first + this_lane()),
+                            own_page(args, own, own.first + this_lane() + kWarpPages)};
+  const bool searches = choice.chosen > 0 && choice.chosen < choice.window_begin - choice.sink_end;
+  ListEnd<kBlocks> list_end;
+  if (searches) {
+    list_end = find_list_end(messages, own, choice.chosen, scored.best, scored.worst, [&] {
+      if (!fetched) LikelyPages<T, kHeadDim>(args.decode, scored).fetch(args.decode);
+    });
+  }
+  const unsigned kept_told = shared_address(&messages.here().kept_told);
+  list_pages(args, own, choice, list_end, searches, split_entries, early, shared_address(kept), kept_told);
+  wait_phase(kept_told, 0);
+}
+// The same as code of its own, for where it is seldom needed.
+template <typename T, int kHeadDim, int kBlocks>
+__noinline__ __device__ void search_list_apart(const ChosenArgs<T>& args, Messages<kBlocks> messages, WarpPages own,
+                                               PageChoice choice, Scored scored, bool fetched, int split_entries,
+                                               std::int32_t* kept) {
+  search_list<T, kHeadDim>(args, messages, own, choice, scored, fetched, split_entries, kept);
+}
+
+// Lists the pages from finalists, of which this block attends to entries [first_entry, last_entry); false where that
+// takes a search.
+template <typename T, int kHeadDim>
+__device__ bool list_finalists(const ChosenArgs<T>& args, const Finalists& finalists, Meeting& meeting,
+                               unsigned char* shared, const WarpPages& own, const PageChoice& choice,
+                               const Scored& scored, int pages, int count, int first_entry, int last_entry,
+                               std::int32_t* kept) {
+  const DecodeArgs<T>& decode = args.decode;
+  const LikelyPages<T, kHeadDim> likely(decode, scored);
+  __syncthreads();  // the scores of all warps are there
+  finalists.tell(meeting, own, reinterpret_cast<uint2*>(shared + this_warp() * kRingBytes<kHeadDim> + kStagedAt));
+  likely.fetch(decode);
+  const auto keep = [&](int at, int page, int entry) {
+    if (at < first_entry || at >= last_entry) return;
+    args.pages.index(blockIdx.z, static_cast<int>(blockIdx.x), at) = page;
+    kept[at - first_entry] = entry;
+  };
+  const auto entry = [&](int page) { return decode.page_table(blockIdx.z, page); };
+  if (!finalists.list(meeting, *reinterpret_cast<MarkedPages*>(shared), choice, entry,
+                      [&](int place, int page, int own_entry) { keep(choice.sink_end + place, page, own_entry); })) {
+    return false;
+  }
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int p = thread; p < choice.sink_end; p += static_cast<int>(kDecodeThreads)) keep(p, p, entry(p));
+  for (int p = choice.window_begin + thread; p < pages; p += static_cast<int>(kDecodeThreads)) {
+    keep(count - (pages - p), p, entry(p));
+  }
+  return true;
+}
+
 // kLong: for runs from which on blocks may find lists from finalists, and for clusters of more than kMaxCluster blocks.
-// Its code is half as long again, which a step has to fetch anew in every layer.
+// A kernel of its own, since a step fetches its code anew in every layer (docs/kernels.md, "Code").
 template <typename T, int kHeadDim, int kTiles, bool kInt8, bool kLong>
 __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const __grid_constant__ ChosenArgs<T> args) {
   extern __shared__ __align__(256) unsigned char shared[];
@@ -217,44 +274,14 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   own.first_candidate = min(max(own.first, choice.sink_end), own.end);
   own.end_candidate = max(min(own.end, choice.window_begin), own.first_candidate);
   auto* kept = reinterpret_cast<std::int32_t*>(shared + args.kept_at);
-  bool listed = false;
   if constexpr (kLong) {
-    if (finalists.is_used()) {
-      const LikelyPages<T, kHeadDim> likely(decode, scored);
-      __syncthreads();  // the scores of all warps are there
-      finalists.tell(meeting, own, reinterpret_cast<uint2*>(shared + this_warp() * kRingBytes<kHeadDim> + kStagedAt));
-      likely.fetch(decode);
-      const auto keep = [&](int at, int page, int entry) {
-        if (at < first_entry || at >= last_entry) return;
-        args.pages.index(s, g, at) = page;
-        kept[at - first_entry] = entry;
-      };
-      const auto entry = [&](int page) { return decode.page_table(s, page); };
-      listed =
-          finalists.list(meeting, *reinterpret_cast<MarkedPages*>(shared), choice, entry,
-                         [&](int place, int page, int own_entry) { keep(choice.sink_end + place, page, own_entry); });
-      if (listed) {
-        const int thread = static_cast<int>(threadIdx.x);
-        for (int p = thread; p < choice.sink_end; p += static_cast<int>(kDecodeThreads)) keep(p, p, entry(p));
-        for (int p = choice.window_begin + thread; p < pages; p += static_cast<int>(kDecodeThreads)) {
-          keep(count - (pages - p), p, entry(p));
-        }
-      }
+    const bool tries = finalists.is_used();
+    if (!tries || !list_finalists<T, kHeadDim>(args, finalists, meeting, shared, own, choice, scored, pages, count,
+                                               first_entry, last_entry, kept)) {
+      search_list_apart<T, kHeadDim>(args, messages, own, choice, scored, tries, split_entries, kept);
     }
-  }
-  if (!listed) {
-    const EarlyPages early = {own_page(args, own, own.first + this_lane()),
-                              own_page(args, own, own.first + this_lane() + kWarpPages)};
-    const bool searches = choice.chosen > 0 && choice.chosen < between;
-    ListEnd<kLong ? kListCluster : kMaxCluster> list_end;
-    if (searches) {
-      list_end = find_list_end(messages, own, choice.chosen, scored.best, scored.worst, [&] {
-        if (!finalists.is_used()) LikelyPages<T, kHeadDim>(decode, scored).fetch(decode);
-      });
-    }
-    list_pages(args, own, choice, list_end, searches, split_entries, early, shared_address(kept),
-               shared_address(&meeting.kept_told));
-    wait_phase(shared_address(&meeting.kept_told), 0);
+  } else {
+    search_list<T, kHeadDim>(args, messages, own, choice, scored, false, split_entries, kept);
   }
   if (rank == 0 && threadIdx.x == 0) {
     args.pages.count(s, g) = count;
@@ -262,16 +289,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
     count_list(args.counters, g, count, kv_len, 1 << decode.page_shift);
   }
   __syncthreads();  // all warps are done with what lies over the rings
-  const auto attend = [&](auto ahead) {
-    return attend_kept<T, kHeadDim, kTiles, decltype(ahead)::value>(decode, shared, kept, first_entry, last_entry,
-                                                                    count, kv_len);
-  };
-  using Deep = std::integral_constant<int, kSlots<kHeadDim> - 1>;
-  using Shallow = std::integral_constant<int, kSlots<kHeadDim> / 3>;
-  // Wide clusters fill the device twice with the next launch's: with fewer bytes on their way no block falls far
-  // behind.
-  const bool shallow = kLong && blocks > kMaxCluster;
-  const auto running = shallow ? attend(Shallow()) : attend(Deep());
+  const auto running = attend_kept<T, kHeadDim, kTiles>(decode, shared, kept, first_entry, last_entry, count, kv_len);
   finish_split<T, kHeadDim, kTiles>(decode, part_of_grid(decode), running, reinterpret_cast<float*>(shared), told);
 }
 

@@ -250,24 +250,12 @@ __device__ Threshold<Sum> compare_members(ThresholdShared<kThreads, Sum>& shared
   return shared.found;
 }
 
-//   weight(score)           also summed over all scores in Sum
-//   first_bin(score)        in [0, kThresholdBins), no larger for a better score
-//   needed_of(sum of all)   at least 1
-// The bins must be clear and a barrier must lie after that; they are left clear, and a barrier must lie before the next
-// search. All threads call it and get the same.
-template <int kThreads, typename Sum, typename Weight, typename FirstBin, typename Needed>
-__device__ Threshold<Sum> find_threshold(ThresholdShared<kThreads, Sum>& shared, const ScoreRow& row,
-                                         const Weight& weight, const FirstBin& first_bin, const Needed& needed_of) {
-  row.for_each<kThreads>([&](float score) {
-    const Sum weighs = weight(score);
-    if (weighs != 0) add_weight(shared, first_bin(score), weighs);
-  });
-  __syncthreads();
-  if (!choose_bin(shared, needed_of)) return {};
-  const int bin = shared.bin;
-  const auto in_bin = [&](float score) { return first_bin(score) == bin; };
-  if (list_members(shared, row, weight, in_bin)) return compare_members(shared);
-
+// Where the chosen bin, of scores that `in_bin` names, holds more than are compared: the range of their orders is cut
+// into bins in turn. Seldom needed, and therefore code of its own: what always runs lies close together
+// (docs/kernels.md, "Code").
+template <int kThreads, typename Sum, typename Weight, typename InBin>
+__noinline__ __device__ Threshold<Sum> search_in_bin(ThresholdShared<kThreads, Sum>& shared, ScoreRow row,
+                                                     Weight weight, InBin in_bin) {
   unsigned largest = 0;
   unsigned least = 0;  // the complement of the order
   row.for_each<kThreads>([&](float score) {
@@ -295,6 +283,25 @@ __device__ Threshold<Sum> find_threshold(ThresholdShared<kThreads, Sum>& shared,
     if (least < largest && list_members(shared, row, weight, in_range)) return compare_members(shared);
   }
   return {least, shared.needed};
+}
+
+//   weight(score)           also summed over all scores in Sum
+//   first_bin(score)        in [0, kThresholdBins), no larger for a better score
+//   needed_of(sum of all)   at least 1
+// `weight` and `first_bin` hold what they know by value. The bins must be clear and a barrier must lie after that; they
+// are left clear, and a barrier must lie before the next search. All threads call it and get the same.
+template <int kThreads, typename Sum, typename Weight, typename FirstBin, typename Needed>
+__device__ Threshold<Sum> find_threshold(ThresholdShared<kThreads, Sum>& shared, const ScoreRow& row,
+                                         const Weight& weight, const FirstBin& first_bin, const Needed& needed_of) {
+  row.for_each<kThreads>([&](float score) {
+    const Sum weighs = weight(score);
+    if (weighs != 0) add_weight(shared, first_bin(score), weighs);
+  });
+  __syncthreads();
+  if (!choose_bin(shared, needed_of)) return {};
+  const auto in_bin = [first_bin, bin = shared.bin](float score) { return first_bin(score) == bin; };
+  if (list_members(shared, row, weight, in_bin)) return compare_members(shared);
+  return search_in_bin(shared, row, weight, in_bin);
 }
 
 }  // namespace vesper::cuda

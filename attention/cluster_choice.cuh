@@ -335,25 +335,11 @@ __device__ bool compare_members(const LaneMembers<kBlocks>& told, int needed, un
   return true;
 }
 
-// Where the list of the `chosen` best candidates ends, more of which there are. `best`, `worst`: largest order and
-// complement of the candidates that this thread has seen. `meanwhile`: what else there is to do, called once.
-template <int kBlocks, typename Meanwhile>
-__device__ ListEnd<kBlocks> find_list_end(Messages<kBlocks>& messages, const WarpPages& own, int chosen, unsigned best,
-                                          unsigned worst, const Meanwhile& meanwhile) {
-  uint2 range = messages.range(own.section, best, worst, meanwhile);
-  __syncthreads();  // the scores of all warps are there
-  const EvenBins bins(score_of_order(range.x), score_of_order(~range.y), kBins);
-  choose_bin(messages, own, chosen, bins);
-  const int bin = messages.here().bin;
-  const auto in_bin = [&](float score) { return bins(score) == bin; };
-  const auto above_bin = [&](float score) { return bins(score) < bin; };
-  ListEnd<kBlocks> end;
-  {
-    const LaneMembers<kBlocks> told =
-        messages.members(own.section, members_of(own, in_bin, above_bin, messages.room()));
-    if (compare_members(told, messages.here().needed, messages.room(), end)) return end;
-  }
-
+// Where the list ends within `bin` of `bins`, of whose members some are not listed: the range of orders that it spans
+// is cut into bins in turn. Seldom needed, and therefore code of its own: what always runs lies close together.
+template <int kBlocks>
+__noinline__ __device__ ListEnd<kBlocks> search_in_bin(Messages<kBlocks> messages, WarpPages own, EvenBins bins,
+                                                       int bin) {
   const auto range_where = [&](const auto& is_in) {
     unsigned largest = 0;
     unsigned complement = 0;
@@ -364,7 +350,7 @@ __device__ ListEnd<kBlocks> find_list_end(Messages<kBlocks>& messages, const War
     });
     return messages.range(own.section, largest, complement, [] {});
   };
-  range = range_where(in_bin);
+  uint2 range = range_where([&](float score) { return bins(score) == bin; });
   while (~range.y < range.x) {
     // (largest - least) >> shift is under kBins.
     const unsigned largest = range.x;
@@ -383,11 +369,32 @@ __device__ ListEnd<kBlocks> find_list_end(Messages<kBlocks>& messages, const War
       messages.members(own.section, members_of(
                                         own, [&](float score) { return order_of(score) == order; },
                                         [&](float score) { return order_of(score) > order; }, messages.room()));
+  ListEnd<kBlocks> end;
   end.threshold = {order, static_cast<unsigned>(messages.here().needed)};
 #pragma unroll
   for (int section = 0; section < kLaneSections<kBlocks>; ++section) {
     end.above[section] = static_cast<int>(told.of[section].above);
     end.equal[section] = static_cast<int>(told.of[section].members);
+  }
+  return end;
+}
+
+// Where the list of the `chosen` best candidates ends, more of which there are. `best`, `worst`: largest order and
+// complement of the candidates that this thread has seen. `meanwhile`: what else there is to do, called once.
+template <int kBlocks, typename Meanwhile>
+__device__ ListEnd<kBlocks> find_list_end(Messages<kBlocks>& messages, const WarpPages& own, int chosen, unsigned best,
+                                          unsigned worst, const Meanwhile& meanwhile) {
+  const uint2 range = messages.range(own.section, best, worst, meanwhile);
+  __syncthreads();  // the scores of all warps are there
+  const EvenBins bins(score_of_order(range.x), score_of_order(~range.y), kBins);
+  choose_bin(messages, own, chosen, bins);
+  const int bin = messages.here().bin;
+  const auto in_bin = [&](float score) { return bins(score) == bin; };
+  const auto above_bin = [&](float score) { return bins(score) < bin; };
+  const LaneMembers<kBlocks> told = messages.members(own.section, members_of(own, in_bin, above_bin, messages.room()));
+  ListEnd<kBlocks> end;
+  if (!compare_members(told, messages.here().needed, messages.room(), end)) {
+    end = search_in_bin(messages, own, bins, bin);
   }
   return end;
 }

@@ -95,6 +95,24 @@ __device__ int count_reached(Shared<kThreads>& shared, const ScoreRow& row, unsi
   return static_cast<int>(block_sum(shared.search, reached));
 }
 
+// The same where mass keeps fewer than `number`: the order of the least of so many best scores. What a held row keeps
+// is noted. Code of its own, as search_in_bin.
+template <int kThreads>
+__noinline__ __device__ unsigned threshold_by_number(Shared<kThreads>& shared, ScoreRow row, bool held, float largest,
+                                                     std::int32_t number) {
+  const unsigned order =
+      find_threshold(
+          shared.search, row,
+          [](float score) { return std::uint64_t{order_of(score) > kOrderOfMinusInfinity ? 1U : 0U}; },
+          [largest](float score) { return distance_bin_of(score, largest); },
+          [number](std::uint64_t) { return static_cast<std::uint64_t>(number); })
+          .order;
+  __syncthreads();
+  if (held) (void)note_reached(shared, row.scores, row.end, order);
+  __syncthreads();
+  return order;
+}
+
 // The order of the least score that one query head keeps: of the two thresholds, by mass and by number, the lower. The
 // second is looked for only where the first keeps too few. `held`: room for kHeld scores; where the row fits, what it
 // keeps is noted. Threads leave behind a barrier.
@@ -112,28 +130,16 @@ __device__ unsigned threshold_of_head(Shared<kThreads>& shared, const float* sco
   order = block_max(shared.search, order, 0U).x;
   const ScoreRow row{holds ? held : scores, 0, candidates};
   const float largest = float_of((order >> 31) != 0 ? order & 0x7FFFFFFFU : ~order);
-  const auto bin_of = [largest](float score) { return distance_bin_of(score, largest); };
-  const auto reached_by = [&](unsigned threshold) {
-    return holds ? note_reached(shared, held, candidates, threshold) : count_reached(shared, row, threshold);
-  };
   const unsigned by_mass = find_threshold(
-                               shared.search, row, [largest](float score) { return mass_of(score, largest); }, bin_of,
+                               shared.search, row, [largest](float score) { return mass_of(score, largest); },
+                               [largest](float score) { return distance_bin_of(score, largest); },
                                [&](std::uint64_t total) { return mass_to_keep(rule.top_p, total, candidates); })
                                .order;
   __syncthreads();
-  const int reached = reached_by(by_mass);
+  const int reached = holds ? note_reached(shared, held, candidates, by_mass) : count_reached(shared, row, by_mass);
   __syncthreads();
   if (reached >= rule.min_tokens) return by_mass;
-  const unsigned by_number =
-      find_threshold(
-          shared.search, row,
-          [](float score) { return std::uint64_t{order_of(score) > kOrderOfMinusInfinity ? 1U : 0U}; }, bin_of,
-          [&](std::uint64_t) { return static_cast<std::uint64_t>(rule.min_tokens); })
-          .order;
-  __syncthreads();
-  if (holds) (void)reached_by(by_number);
-  __syncthreads();
-  return by_number;
+  return threshold_by_number(shared, row, holds, largest, rule.min_tokens);
 }
 
 // Candidates of one KV head: which token each is, and whether it is kept.
@@ -142,7 +148,6 @@ struct Candidates {
   const PruneArgs& args;
   Shared<kThreads>& shared;
   const std::int32_t* pages;  // null: all tokens
-  bool noted;                 // each block has noted what its heads keep
   int s, g;
   std::int32_t kv_len, sink_end, window_begin;
 
@@ -151,12 +156,14 @@ struct Candidates {
     const int slot = j >> args.page_shift;
     return (pages[slot] << args.page_shift) + (j - (slot << args.page_shift));
   }
+  // Candidates 32 word ... that a head keeps, of those noted.
+  [[nodiscard]] __device__ unsigned noted_in(int word) const {
+    unsigned reached = 0;
+    for (int i = 0; i < args.blocks; ++i) reached |= in_block(shared.reached, i)[word];
+    return reached;
+  }
+  // By its scores.
   [[nodiscard]] __device__ bool reaches(int j) const {
-    if (noted) {
-      unsigned word = 0;
-      for (int i = 0; i < args.blocks; ++i) word |= in_block(shared.reached, i)[j / 32];
-      return (word >> (j % 32)) % 2 != 0;
-    }
     const float* score = &args.scores(s, g * args.group, j);
     const std::int64_t stride = args.scores.shape(2);
     bool kept = false;
@@ -164,21 +171,35 @@ struct Candidates {
     for (int h = 0; h < args.group; ++h) kept = kept | (order_of(score[h * stride]) >= shared.threshold[h]);
     return kept;
   }
-  [[nodiscard]] __device__ bool keeps(int j, std::int32_t token) const {
-    return token < kv_len && (reaches(j) || token < sink_end || token >= window_begin);
+  [[nodiscard]] __device__ bool forced(std::int32_t token) const {
+    return token < sink_end || token >= window_begin;
   }
 };
 
 constexpr int kChunk = kWords * static_cast<int>(kWarpThreads);
 
-// Marks the kept ones of up to kChunk candidates from `begin` on; how many there are. A barrier must lie before.
-template <int kThreads>
-__device__ int mark_kept(Shared<kThreads>& shared, const Candidates<kThreads>& of, int begin, int end) {
+// Marks the kept ones of up to kChunk candidates from `begin` on, a multiple of 32; how many there are. A barrier must
+// lie before. Not inlined: each caller would have both forms of it.
+template <bool kNoted, int kThreads>
+__noinline__ __device__ int mark_kept(Shared<kThreads>& shared, const Candidates<kThreads>& of, int begin, int end) {
   const int words = (min(kChunk, end - begin) + 31) / 32;
+  if constexpr (kNoted) {
+    for (int word = static_cast<int>(threadIdx.x); word < words; word += kThreads) {
+      shared.marks[word] = of.noted_in(begin / 32 + word);
+    }
+    __syncthreads();
+  }
 #pragma unroll 2
   for (int word = this_warp(); word < words; word += Shared<kThreads>::kWarps) {
     const int j = begin + word * 32 + this_lane();
-    const unsigned kept = __ballot_sync(kAllLanes, j < end && of.keeps(j, of.token(j)));
+    bool keeps = false;
+    if (j < end) {
+      const std::int32_t token = of.token(j);
+      const bool reaches = kNoted ? (shared.marks[word] >> this_lane()) % 2 != 0 : of.reaches(j);
+      keeps = token < of.kv_len && (reaches || of.forced(token));
+    }
+    const unsigned kept = __ballot_sync(kAllLanes, keeps);
+    __syncwarp();  // all have read the word
     if (this_lane() == 0) shared.marks[word] = kept;
   }
   __syncthreads();
@@ -256,12 +277,14 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads) prune_candidates(co
                                 .pages = !listed ? nullptr
                                          : holds ? shared.pages
                                                  : &args.page_index(s, g, 0),
-                                .noted = holds,
                                 .s = s,
                                 .g = g,
                                 .kv_len = kv_len,
                                 .sink_end = tokens_of(args.rule.sink_tokens, kv_len),
                                 .window_begin = kv_len - max(1, tokens_of(args.rule.window_tokens, kv_len))};
+  const auto mark = [&](int from, int to) {
+    return holds ? mark_kept<true>(shared, of, from, to) : mark_kept<false>(shared, of, from, to);
+  };
   constexpr int kLine = 32;  // scores: parts begin at lines of 128 bytes
   const int part = (candidates + args.blocks * kLine - 1) / (args.blocks * kLine) * kLine;
   const int begin = min(rank * part, candidates);
@@ -270,7 +293,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads) prune_candidates(co
   const bool one_chunk = end - begin <= kChunk;
   std::int32_t kept = 0;
   for (int chunk = begin; chunk < end; chunk += kChunk) {
-    kept += mark_kept(shared, of, chunk, end);
+    kept += mark(chunk, end);
     __syncthreads();
   }
   if (thread < args.blocks) in_block(shared.kept_by_block, thread)[rank] = kept;
@@ -282,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads) prune_candidates(co
     args.tail_begin(s, g) = before + kept;
   }
   for (int chunk = begin; chunk < end; chunk += kChunk) {
-    const int of_chunk = one_chunk ? kept : mark_kept(shared, of, chunk, end);
+    const int of_chunk = one_chunk ? kept : mark(chunk, end);
     write_kept(shared, of, chunk, end, &args.index(s, g, 0) + before);
     before += of_chunk;
     __syncthreads();

@@ -121,7 +121,7 @@ __device__ void choose_bin(Shared& shared, const unsigned* count) {
 
 // The key of the shared.wanted-th largest token; leaves in shared.wanted how many of those equal to it are among them.
 // All threads must have seen the keys.
-__device__ unsigned find_threshold(Shared& shared, const Units& units) {
+__noinline__ __device__ unsigned find_threshold(Shared& shared, Units units) {
   const int lane = this_lane();
   const int count = units.count;
   unsigned found = 0;  // the upper bytes
