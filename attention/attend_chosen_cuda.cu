@@ -228,8 +228,6 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   extern __shared__ __align__(256) unsigned char shared[];
   __shared__ Meeting meeting;
   __shared__ std::uint64_t told;  // parts
-  // At once: what comes next has weights to fetch, and few blocks of attention fill neither the chip nor its memory.
-  let_next_start();
   const DecodeArgs<T>& decode = args.decode;
   const int g = static_cast<int>(blockIdx.x);
   const int rank = static_cast<int>(blockIdx.y);
@@ -239,6 +237,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
   const int blocks = cluster_blocks();
   const int pages = (kv_len + (1 << decode.page_shift) - 1) >> decode.page_shift;
   const int run = split_length(pages, blocks, kTilePages, kTilePages);
+  // What comes next has weights to fetch: at once where the rings hold all bounds, else behind the last of them.
+  constexpr int kRingPages = BoundTile<T, kHeadDim, kInt8>::kSlots * kDecodeWarps * kTilePages;
+  if (run <= kRingPages) let_next_start();
   const int begin = min(rank * run, pages);
   const int end = min(begin + run, pages);
   auto* scores = reinterpret_cast<float*>(shared + args.scores_at);
@@ -330,11 +331,9 @@ int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries
   int cluster = kListCluster;
   const auto halve = [&] {
     if (cluster * lists > multiprocessor_count()) return true;
-    if (cluster <= kMaxCluster) return false;
-    // Blocks of few pages would have more to tell than to score, the sooner where two launches' clusters do not find
-    // room side by side.
-    const bool side_by_side = 2 * cluster * lists <= multiprocessor_count();
-    return block_pages_of(pages, cluster) < (side_by_side ? 64 : 160) || wide_clusters() < lists;
+    // Blocks of few pages would have more to tell than to score.
+    return cluster > kMaxCluster &&
+           (!FinalistPlan::can_be_used(block_pages_of(pages, cluster), cluster) || wide_clusters() < lists);
   };
   while (cluster > 2 && halve()) cluster /= 2;
   if (cluster * lists > 2 * multiprocessor_count()) return 1;

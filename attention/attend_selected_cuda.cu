@@ -145,6 +145,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
 #pragma unroll
     for (int i = 0; i < kSlots<kHeadDim> - 2; ++i) queued[i] = queued[i + 1];
     queued[kSlots<kHeadDim> - 2] = copy_next();
+    if (next_key >= end) let_next_start();
     if (keys > 0) {
       const unsigned piece = ring + slot * kSlotBytes<kHeadDim>;
       auto scores = score_piece<T, kHeadDim, kTiles>(q, piece);
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     }
     slot = slot == kSlots<kHeadDim> - 1 ? 0 : slot + 1;
   }
-  let_next_start();
+  let_next_start();  // also where there was nothing to ask for
   wait_copies<0>();
   __syncwarp();
   finish_split<T, kHeadDim, kTiles>(args, part, running, reinterpret_cast<float*>(shared), told);

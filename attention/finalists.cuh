@@ -39,13 +39,16 @@ static_assert(sizeof(MarkedPages) <= kStagedAt);
 
 // How finalists are found.
 struct FinalistPlan {
-  // Blocks with fewer pages search as soon (docs/kernels.md): there is less to gain than samples take.
-  static constexpr int kLeastRun = 256;  // where there are so many candidates for a place on the list:
-  static constexpr int kShortList = 24;
-  static constexpr int kLongRun = 512;  // anywhere
+  // Blocks with fewer pages search as soon (docs/kernels.md): there is less to gain than samples and code take.
+  static constexpr int kLongRun = 512;
+  static constexpr int kLeastRun = 256;  // of wide clusters, with
+  static constexpr int kShortList = 24;  // so many candidates for a place on the list
   bool used = false;
   int nth = 1;   // of the candidates of its first tile a warp tells the nth best score
   int rank = 1;  // of what the lanes of a warp hear, the bar is that of this rank
+
+  // Whether there may be finalists where each of `blocks` scores up to `run` pages.
+  static bool can_be_used(int run, int blocks) { return run >= (blocks > kMaxCluster ? kLeastRun : kLongRun); }
 
   // Of pages that each block scores `run` of, and `most` finalists of a block.
   __device__ FinalistPlan(const PageChoice& choice, int run, int most, int blocks, int tile_pages) {
@@ -54,7 +57,7 @@ struct FinalistPlan {
     constexpr float kFill = 0.6F;  // of the room there is, on average
     const int between = choice.window_begin - choice.sink_end;
     if (choice.chosen <= 0 || choice.chosen >= between || choice.pages > 32 * kMarkWords) return;
-    if (run < (between >= kShortList * choice.chosen ? kLeastRun : kLongRun)) return;
+    if (run < (blocks > kMaxCluster && between >= kShortList * choice.chosen ? kLeastRun : kLongRun)) return;
     const auto chosen = static_cast<float>(choice.chosen);
     const float margin = fminf(kMargin, __fdividef(kFill * static_cast<float>(most * blocks), chosen));
     used = margin >= kLeastMargin;

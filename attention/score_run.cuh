@@ -19,14 +19,13 @@ struct ChosenLayout {
   int scores_at, kept_at, finalists_at, most_finalists, bytes;
   // Of clusters for groups of `group` heads, blocks that score up to `block_pages` and attend to up to `kept`.
   ChosenLayout(int head_dim, int group, int cluster, int block_pages, int kept)
-      : is_long(block_pages >= FinalistPlan::kLeastRun || cluster > kMaxCluster),
+      : is_long(FinalistPlan::can_be_used(block_pages, cluster) || cluster > kMaxCluster),
         scores_at(kDecodeWarps * ring_bytes(head_dim) + received_bytes(head_dim, group, cluster)),
         kept_at(scores_at + 4 * block_pages),
         finalists_at((kept_at + 4 * kept + 15) / 16 * 16),
-        most_finalists(
-            block_pages < FinalistPlan::kLeastRun
-                ? 0
-                : std::clamp((room() - finalists_at) / finalist_bytes(cluster), 0, kMostFinalists / cluster)),
+        most_finalists(FinalistPlan::can_be_used(block_pages, cluster)
+                           ? std::clamp((room() - finalists_at) / finalist_bytes(cluster), 0, kMostFinalists / cluster)
+                           : 0),
         bytes(finalists_at + finalist_bytes(cluster) * most_finalists) {}
 
   // What a block may ask for. Where each needs a multiprocessor for itself, clusters may not find room for all at once.
@@ -64,7 +63,8 @@ struct Scored {
 };
 
 // Scores pages [begin, end) of the sequence into shared memory. A warp begins at a tile that lies as far into its own
-// as it does among the block's warps, so that first tiles are of all the run.
+// as it does among the block's warps, so that first tiles are of all the run. When it has asked for its last, the next
+// kernel may begin: memory would be idle while pages are chosen.
 template <typename T, int kHeadDim, int kProducts, bool kInt8, typename SomeMessages, typename SomeFinalists>
 __device__ Scored score_run(const ChosenArgs<T>& args, unsigned rings, int begin, int end, float* scores,
                             const PageChoice& choice, SomeMessages& messages, SomeFinalists& finalists) {
@@ -110,6 +110,7 @@ __device__ Scored score_run(const ChosenArgs<T>& args, unsigned rings, int begin
     score_tile<T, kHeadDim, kProducts, kInt8>(ring + slot * Tile::kBytes, query, d);
     __syncwarp();  // all have read the slot
     if (n + kRing < tiles) copies.copy(slot, next_page);
+    if (n + kRing + 1 == tiles) let_next_start();
     commit_copies();
     next = behind(next);
     next_page = page_of(n + kRing + 1, next);
@@ -131,6 +132,7 @@ __device__ Scored score_run(const ChosenArgs<T>& args, unsigned rings, int begin
     slot = slot == kRing - 1 ? 0 : slot + 1;
   }
   if (tiles <= kSampleCome && finalists.is_used()) finalists.await_bar(messages);
+  let_next_start();  // also where there was nothing to ask for
   wait_copies<0>();
   return scored;
 }
