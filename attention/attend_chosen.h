@@ -1,6 +1,6 @@
 // Quest's whole layer in one launch, where a few clusters of blocks fill a GPU: pages scored, chosen and attended to.
 // What it does is choose_pages, then attend_selected with a split for each block of a cluster, then count_selected: the
-// same lists, the same bits of every output.
+// same lists, the same bits of every output. Also the choice alone, for those who attend to a part of it.
 #pragma once
 
 #include "attention/attend_selected.h"
@@ -23,5 +23,11 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
                    const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
                    DenseLimit dense, int cluster, int min_entries, const Selection& pages, const TensorRef& out,
                    TensorView<float, 2> lse, const KeptCounters& counters);
+
+// The same for choose_in_clusters, which makes the lists of choose_pages without leaving scores.
+int choosing_cluster(const AttentionShape& shape, int seqs, int pages);
+void choose_in_clusters(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                        const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
+                        DenseLimit dense, int cluster, const Selection& pages);
 
 }  // namespace vesper::cuda

@@ -1,4 +1,4 @@
-// Quest's layer in one launch: page bounds to scores, scores to lists, lists to attention.
+// Quest's layer in one launch: page bounds to scores, scores to lists, lists to attention. Or the first two of these.
 //
 //   scores[p] = reduce over the group's heads h of  max(q_h, 0) . high_p + min(q_h, 0) . low_p
 //   list      = the forced pages and the best others, ascending;  out = attention over the list
@@ -44,8 +44,8 @@ __device__ int own_page(const ChosenArgs<T>& args, const WarpPages& own, int p) 
   return p < own.end ? args.decode.page_table(blockIdx.z, p) : 0;
 }
 
-// Lists this warp's pages of the choice, and sends each to the block that attends to it.
-template <typename T, int kBlocks>
+// Lists this warp's pages of the choice, and where kAttends sends each to the block that attends to it.
+template <bool kAttends, typename T, int kBlocks>
 __device__ void list_pages(const ChosenArgs<T>& args, const WarpPages& own, const PageChoice& choice,
                            const ListEnd<kBlocks>& end, bool searched, int split_entries, EarlyPages early,
                            unsigned kept, unsigned kept_told) {
@@ -73,7 +73,7 @@ __device__ void list_pages(const ChosenArgs<T>& args, const WarpPages& own, cons
   for (int first = own.first; first < own.end; first += kWarpPages) {
     const int p = first + this_lane();
     const int page = early.now;
-    early = {early.next, own_page(args, own, p + 2 * kWarpPages)};
+    if constexpr (kAttends) early = {early.next, own_page(args, own, p + 2 * kWarpPages)};
     const bool candidate = p >= own.first_candidate && p < own.end_candidate;
     const unsigned order = candidate && searched ? order_of(own.scores[p - own.block_begin]) : 0U;
     const bool is_taken = p < own.end && (candidate ? (searched ? order > end.threshold.order : all) : true);
@@ -84,9 +84,11 @@ __device__ void list_pages(const ChosenArgs<T>& args, const WarpPages& own, cons
     if (is_taken || (is_equal && ties_here < ties)) {
       const int at = place + __popc(before_this_lane(taken)) + min(ties_here, ties);
       index[at] = p;
-      const unsigned block = static_cast<unsigned>(at) / static_cast<unsigned>(split_entries);
-      send(in_block(kept + 4 * (static_cast<unsigned>(at) - block * static_cast<unsigned>(split_entries)), block),
-           static_cast<unsigned>(page), in_block(kept_told, block));
+      if constexpr (kAttends) {
+        const unsigned block = static_cast<unsigned>(at) / static_cast<unsigned>(split_entries);
+        send(in_block(kept + 4 * (static_cast<unsigned>(at) - block * static_cast<unsigned>(split_entries)), block),
+             static_cast<unsigned>(page), in_block(kept_told, block));
+      }
     }
     place += __popc(taken);
     equal_before += __popc(equal);
@@ -164,31 +166,33 @@ __device__ Running<kHeadDim, kTiles> attend_kept(const DecodeArgs<T>& args, unsi
   return running;
 }
 
-// Finds the list by messages and lists it; returns when this block has been told all pages that it attends to.
-// `fetched`: likely pages are on their way.
-template <typename T, int kHeadDim, int kBlocks>
+// Finds the list by messages and lists it; returns when this block has been told all pages that it attends to, if it
+// does. `fetched`: likely pages are on their way.
+template <bool kAttends, typename T, int kHeadDim, int kBlocks>
 __device__ void search_list(const ChosenArgs<T>& args, Messages<kBlocks>& messages, const WarpPages& own,
                             const PageChoice& choice, const Scored& scored, bool fetched, int split_entries,
                             std::int32_t* kept) {
-  const EarlyPages early = {own_page(args, own, own.first + this_lane()),
-                            own_page(args, own, own.first + this_lane() + kWarpPages)};
+  EarlyPages early = {};
+  if constexpr (kAttends) {
+    early = {own_page(args, own, own.first + this_lane()), own_page(args, own, own.first + this_lane() + kWarpPages)};
+  }
   const bool searches = choice.chosen > 0 && choice.chosen < choice.window_begin - choice.sink_end;
   ListEnd<kBlocks> list_end;
   if (searches) {
     list_end = find_list_end(messages, own, choice.chosen, scored.best, scored.worst, [&] {
-      if (!fetched) LikelyPages<T, kHeadDim>(args.decode, scored).fetch(args.decode);
+      if (kAttends && !fetched) LikelyPages<T, kHeadDim>(args.decode, scored).fetch(args.decode);
     });
   }
   const unsigned kept_told = shared_address(&messages.here().kept_told);
-  list_pages(args, own, choice, list_end, searches, split_entries, early, shared_address(kept), kept_told);
-  wait_phase(kept_told, 0);
+  list_pages<kAttends>(args, own, choice, list_end, searches, split_entries, early, shared_address(kept), kept_told);
+  if constexpr (kAttends) wait_phase(kept_told, 0);
 }
 // The same as code of its own, for where it is seldom needed.
 template <typename T, int kHeadDim, int kBlocks>
 __noinline__ __device__ void search_list_apart(const ChosenArgs<T>& args, Messages<kBlocks> messages, WarpPages own,
                                                PageChoice choice, Scored scored, bool fetched, int split_entries,
                                                std::int32_t* kept) {
-  search_list<T, kHeadDim>(args, messages, own, choice, scored, fetched, split_entries, kept);
+  search_list<true, T, kHeadDim>(args, messages, own, choice, scored, fetched, split_entries, kept);
 }
 
 // Lists the pages from finalists, of which this block attends to entries [first_entry, last_entry); false where that
@@ -221,13 +225,21 @@ __device__ bool list_finalists(const ChosenArgs<T>& args, const Finalists& final
   return true;
 }
 
-// kLong: for runs from which on blocks may find lists from finalists, and for clusters of more than kMaxCluster blocks.
-// A kernel of its own, since a step fetches its code anew in every layer (docs/kernels.md, "Code").
-template <typename T, int kHeadDim, int kTiles, bool kInt8, bool kLong>
+// What a launch does. Each is a kernel of its own, since a step fetches its code anew in every layer (docs/kernels.md,
+// "Code").
+enum class Form {
+  kShort,   // runs too short for finalists
+  kLong,    // blocks may find lists from finalists; also clusters of more than kMaxCluster blocks
+  kChoose,  // as kShort, without attention
+};
+
+template <typename T, int kHeadDim, int kTiles, bool kInt8, Form kForm>
 __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const __grid_constant__ ChosenArgs<T> args) {
   extern __shared__ __align__(256) unsigned char shared[];
   __shared__ Meeting meeting;
   __shared__ std::uint64_t told;  // parts
+  constexpr bool kLong = kForm == Form::kLong;
+  constexpr bool kAttends = kForm != Form::kChoose;
   const DecodeArgs<T>& decode = args.decode;
   const int g = static_cast<int>(blockIdx.x);
   const int rank = static_cast<int>(blockIdx.y);
@@ -263,7 +275,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
     messages.begin(last_entry - first_entry);
     finalists.begin(meeting);
   }
-  expect_parts(decode, told);
+  if constexpr (kAttends) expect_parts(decode, told);
   arrive_in_cluster();  // before any copy is on its way: it waits for all that this thread has in flight
   const Scored scored = score_run<T, kHeadDim, kTiles, kInt8>(args, shared_address(shared), begin, end, scores, choice,
                                                               messages, finalists);
@@ -282,13 +294,14 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attend_chosen_pages(const _
       search_list_apart<T, kHeadDim>(args, messages, own, choice, scored, tries, split_entries, kept);
     }
   } else {
-    search_list<T, kHeadDim>(args, messages, own, choice, scored, false, split_entries, kept);
+    search_list<kAttends, T, kHeadDim>(args, messages, own, choice, scored, false, split_entries, kept);
   }
   if (rank == 0 && threadIdx.x == 0) {
     args.pages.count(s, g) = count;
     args.pages.tail_begin(s, g) = count;
     count_list(args.counters, g, count, kv_len, 1 << decode.page_shift);
   }
+  if constexpr (!kAttends) return;
   __syncthreads();  // all warps are done with what lies over the rings
   const auto running = attend_kept<T, kHeadDim, kTiles>(decode, shared, kept, first_entry, last_entry, count, kv_len);
   finish_split<T, kHeadDim, kTiles>(decode, part_of_grid(decode), running, reinterpret_cast<float*>(shared), told);
@@ -298,12 +311,12 @@ int block_pages_of(int pages, int cluster) {
   return split_length(pages, cluster, kTilePages, kTilePages);
 }
 
-template <typename T, int kHeadDim, bool kInt8, bool kLong>
+template <typename T, int kHeadDim, bool kInt8, Form kForm>
 void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenArgs<T>& args, int bytes, int seqs) {
   const auto cluster = static_cast<unsigned>(args.decode.splits);
-  launch("attend_chosen_pages",
-         shape.group() <= kTileHeads ? attend_chosen_pages<T, kHeadDim, 1, kInt8, kLong>
-                                     : attend_chosen_pages<T, kHeadDim, 2, kInt8, kLong>,
+  launch(kForm == Form::kChoose ? "choose_pages" : "attend_chosen_pages",
+         shape.group() <= kTileHeads ? attend_chosen_pages<T, kHeadDim, 1, kInt8, kForm>
+                                     : attend_chosen_pages<T, kHeadDim, 2, kInt8, kForm>,
          {.grid = dim3(static_cast<unsigned>(shape.kv_heads), cluster, static_cast<unsigned>(seqs)),
           .block = dim3(kDecodeThreads),
           .shared_bytes = static_cast<std::size_t>(bytes),
@@ -315,7 +328,7 @@ void launch_chosen(const Exec& exec, const AttentionShape& shape, const ChosenAr
 // Clusters of kListCluster blocks that the device runs side by side: a multiprocessor may be needed for each block of
 // one, and a device may not have as many together.
 int wide_clusters() {
-  static const int clusters = resident_clusters(attend_chosen_pages<bf16, 128, 2, true, true>,
+  static const int clusters = resident_clusters(attend_chosen_pages<bf16, 128, 2, true, Form::kLong>,
                                                 {.grid = dim3(1, kListCluster),
                                                  .block = dim3(kDecodeThreads),
                                                  .shared_bytes = static_cast<std::size_t>(ChosenLayout::room()),
@@ -323,23 +336,84 @@ int wide_clusters() {
   return clusters;
 }
 
+template <Form kForm, typename T>
+void launch_form(const Exec& exec, const AttentionShape& shape, PageScore page_score, const ChosenArgs<T>& args,
+                 int bytes, int seqs) {
+  const auto launch_one = [&](auto int8) {
+    constexpr bool kInt8 = decltype(int8)::value;
+    shape.head_dim == 128 ? launch_chosen<T, 128, kInt8, kForm>(exec, shape, args, bytes, seqs)
+                          : launch_chosen<T, 64, kInt8, kForm>(exec, shape, args, bytes, seqs);
+  };
+  page_score == PageScore::kMinMaxInt8 ? launch_one(std::true_type()) : launch_one(std::false_type());
+}
+
+// The largest cluster of at most `most` blocks, a power of two, of which each list gets one side by side and that is
+// not `too_wide`; two blocks may share a multiprocessor where that leaves two. 1 where there are more lists.
+template <typename TooWide>
+int cluster_of_list(std::int64_t lists, int most, const TooWide& too_wide) {
+  int cluster = most;
+  while (cluster > 2 && (cluster * lists > multiprocessor_count() || too_wide(cluster))) cluster /= 2;
+  return cluster * lists > 2 * multiprocessor_count() ? 1 : cluster;
+}
+
+// What a choice needs. `layout`: of clusters of `cluster` blocks.
+template <typename T>
+ChosenArgs<T> choice_args(const DecodeArgs<T>& decode, const LayerKv& kv, PageScore page_score, GroupScore group_score,
+                          const PageBudget& budget, const Selection& pages, const ChosenLayout& layout) {
+  return {.decode = decode,
+          .bounds = page_bounds<T>(kv, page_score),
+          .budget = budget,
+          .pages = pages,
+          .counters = {},
+          .group_score = group_score,
+          .min_entries = 1,
+          .scores_at = layout.scores_at,
+          .kept_at = layout.kept_at,
+          .finalists_at = layout.finalists_at,
+          .most_finalists = layout.most_finalists};
+}
+
 }  // namespace
 
 int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries) {
   if (!has_clusters()) return 1;
   const std::int64_t lists = std::int64_t{shape.kv_heads} * seqs;
-  int cluster = kListCluster;
-  const auto halve = [&] {
-    if (cluster * lists > multiprocessor_count()) return true;
-    // Blocks of few pages would have more to tell than to score.
-    return cluster > kMaxCluster &&
-           (!FinalistPlan::can_be_used(block_pages_of(pages, cluster), cluster) || wide_clusters() < lists);
-  };
-  while (cluster > 2 && halve()) cluster /= 2;
-  if (cluster * lists > 2 * multiprocessor_count()) return 1;
+  // Blocks of few pages would have more to tell than to score.
+  const int cluster = cluster_of_list(lists, kListCluster, [&](int wide) {
+    return wide > kMaxCluster &&
+           (!FinalistPlan::can_be_used(block_pages_of(pages, wide), wide) || wide_clusters() < lists);
+  });
   const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(pages, cluster),
                             split_length(entries, cluster, 1, 1));
   return layout.bytes <= ChosenLayout::room() ? cluster : 1;
+}
+
+int choosing_cluster(const AttentionShape& shape, int seqs, int pages) {
+  if (!has_clusters()) return 1;
+  const int cluster =
+      cluster_of_list(std::int64_t{shape.kv_heads} * seqs, kMaxCluster, [](int /*wide*/) { return false; });
+  const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(pages, cluster), 0);
+  return layout.bytes <= ChosenLayout::room() ? cluster : 1;
+}
+
+void choose_in_clusters(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
+                        const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
+                        DenseLimit dense, int cluster, const Selection& pages) {
+  check_attention_shape(shape);
+  assert(cluster > 1 && cluster <= kMaxCluster);
+  assert(page_score != PageScore::kMeanStd);
+  if (batch.seqs == 0) return;
+  const int most_pages = (batch.max_kv_len + shape.page_tokens - 1) / shape.page_tokens;
+  const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(most_pages, cluster), 0);
+  const TensorRef nowhere = tensor_ref(nullptr, kv.k.dtype, q.shape[0], q.shape[1]);
+  dispatch_16bit(kv.k.dtype, "choosing pages on CUDA", [&](auto element) {
+    using T = decltype(element);
+    const auto decode =
+        decode_args<T>(shape, q, kv, batch, LengthRange{.above = dense.tokens}, cluster, {}, nowhere, {});
+    launch_form<Form::kChoose>(exec, shape, page_score,
+                               choice_args<T>(decode, kv, page_score, group_score, budget, pages, layout), layout.bytes,
+                               batch.seqs);
+  });
 }
 
 void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
@@ -350,34 +424,18 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
   assert(cluster > 1 && cluster <= kListCluster && min_entries > 0);
   assert(page_score != PageScore::kMeanStd);
   if (batch.seqs == 0) return;
-  const LengthRange lengths{.above = dense.tokens};
   const int entries = static_cast<int>(pages.index.shape(2));
   const int most_pages = (batch.max_kv_len + shape.page_tokens - 1) / shape.page_tokens;
   const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(most_pages, cluster),
                             split_length(entries, cluster, min_entries, 1));
   dispatch_16bit(kv.k.dtype, "attending to chosen pages on CUDA", [&](auto element) {
     using T = decltype(element);
-    const ChosenArgs<T> args{.decode = decode_args<T>(shape, q, kv, batch, lengths, cluster, {}, out, lse),
-                             .bounds = page_bounds<T>(kv, page_score),
-                             .budget = budget,
-                             .pages = pages,
-                             .counters = counters,
-                             .group_score = group_score,
-                             .min_entries = min_entries,
-                             .scores_at = layout.scores_at,
-                             .kept_at = layout.kept_at,
-                             .finalists_at = layout.finalists_at,
-                             .most_finalists = layout.most_finalists};
-    const auto launch_one = [&](auto int8, auto is_long) {
-      constexpr bool kInt8 = decltype(int8)::value;
-      constexpr bool kLong = decltype(is_long)::value;
-      shape.head_dim == 128 ? launch_chosen<T, 128, kInt8, kLong>(exec, shape, args, layout.bytes, batch.seqs)
-                            : launch_chosen<T, 64, kInt8, kLong>(exec, shape, args, layout.bytes, batch.seqs);
-    };
-    const auto launch_form = [&](auto int8) {
-      layout.is_long ? launch_one(int8, std::true_type()) : launch_one(int8, std::false_type());
-    };
-    page_score == PageScore::kMinMaxInt8 ? launch_form(std::true_type()) : launch_form(std::false_type());
+    const auto decode = decode_args<T>(shape, q, kv, batch, LengthRange{.above = dense.tokens}, cluster, {}, out, lse);
+    ChosenArgs<T> args = choice_args<T>(decode, kv, page_score, group_score, budget, pages, layout);
+    args.counters = counters;
+    args.min_entries = min_entries;
+    layout.is_long ? launch_form<Form::kLong>(exec, shape, page_score, args, layout.bytes, batch.seqs)
+                   : launch_form<Form::kShort>(exec, shape, page_score, args, layout.bytes, batch.seqs);
   });
 }
 

@@ -36,8 +36,9 @@ struct PageBudget {
 void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                   const PageBudget& budget, DenseLimit dense, const Selection& pages);
 
-// Both in one: scores as score_pages leaves them, and the lists of select_pages from them. One launch on CUDA where
-// pages are scored by their bounds, in whatever bits.
+// Both: the lists of select_pages from the scores of score_pages, which may be left in `scratch` or not. One launch on
+// CUDA where pages are scored by their bounds, in whatever bits: by clusters (attention/attend_chosen.h) where they
+// serve all lists side by side.
 struct PageScratch {
   TensorView<float, 3> scores;          // [seqs, kv_heads, page capacity]
   TensorView<std::int32_t, 2> tickets;  // [seqs, kv_heads] counters, CUDA only: all zero before and after
@@ -70,7 +71,7 @@ void score_pages(const Exec& exec, const AttentionShape& shape, const TensorRef&
                  TensorView<float, 3> scores);
 void select_pages(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                   const PageBudget& budget, DenseLimit dense, const Selection& pages);
-// By page bounds, in whatever bits.
+// By page bounds, in whatever bits; the last block of a list's that is done with scores, which are left, chooses.
 void choose_pages(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
                   const Batch& batch, PageScore page_score, GroupScore group_score, const PageBudget& budget,
                   DenseLimit dense, const PageScratch& scratch, const Selection& pages);

@@ -131,10 +131,10 @@ class ChosenWorld {
     const Buffer part_lse = upload(stream_, std::vector<float>(partial_rows));
     return run(
         [&](const Selection& pages, const TensorRef& out, TensorView<float, 2> lse, const KeptCounters& counters) {
-          choose_pages(stream_.exec(), shape_, q(), kv(), device_.batch, page_score, group_score, budget, dense,
-                       {.scores = scores.template view<float>(seqs, shape_.kv_heads, capacity_),
-                        .tickets = tickets.template view<std::int32_t>(seqs, shape_.kv_heads)},
-                       pages);
+          cuda::choose_pages(stream_.exec(), shape_, q(), kv(), device_.batch, page_score, group_score, budget, dense,
+                             {.scores = scores.template view<float>(seqs, shape_.kv_heads, capacity_),
+                              .tickets = tickets.template view<std::int32_t>(seqs, shape_.kv_heads)},
+                             pages);
           attend_selected(stream_.exec(), shape_, q(), kv(), device_.batch, pages, kMinEntries, dense,
                           {part.template view<float>(seqs, shape_.heads, splits, shape_.head_dim),
                            part_lse.template view<float>(seqs, shape_.heads, splits)},
@@ -151,6 +151,15 @@ class ChosenWorld {
         });
   }
 
+  Found in_choice(PageScore page_score, const PageBudget& budget, GroupScore group_score, DenseLimit dense,
+                  int cluster) {
+    return run([&](const Selection& pages, const TensorRef& /*out*/, TensorView<float, 2> /*lse*/,
+                   const KeptCounters& /*counters*/) {
+      cuda::choose_in_clusters(stream_.exec(), shape_, q(), kv(), device_.batch, page_score, group_score, budget, dense,
+                               cluster, pages);
+    });
+  }
+
   void check(const PageBudget& budget, GroupScore group_score, DenseLimit dense, const std::string& what) {
     for (const PageScore page_score : {PageScore::kMinMax, PageScore::kMinMaxInt8}) {
       for (const int cluster : {2, 4, 8, 16}) {
@@ -160,6 +169,12 @@ class ChosenWorld {
             << what << (page_score == PageScore::kMinMaxInt8 ? " in 8 bits" : "") << ", group " << shape_.group()
             << ", head_dim " << shape_.head_dim << ", page_tokens " << shape_.page_tokens << ", budget "
             << budget.tokens.value << ", group score " << static_cast<int>(group_score) << ", cluster " << cluster;
+        if (cluster > 8) continue;  // wider ones are for finalists
+        const Found chosen = in_choice(page_score, budget, group_score, dense, cluster);
+        EXPECT_TRUE(chosen.count == expected.count && chosen.tail_begin == expected.tail_begin &&
+                    chosen.index == expected.index)
+            << what << ", chosen alone, group " << shape_.group() << ", budget " << budget.tokens.value << ", cluster "
+            << cluster;
       }
     }
   }

@@ -193,8 +193,8 @@ void check_choice(const Case& c, const std::vector<int>& lengths, DenseLimit den
       select_pages(stream.exec(), c.shape(), device.batch, scores, budget, dense, pages);
     });
     const Found fused = run([&](const TensorView<float, 3>& scores, const Selection& pages) {
-      choose_pages(stream.exec(), c.shape(), queries, kv, device.batch, page_score, GroupScore::kMax, budget, dense,
-                   {.scores = scores, .tickets = tickets.view<std::int32_t>(seqs, c.kv_heads)}, pages);
+      cuda::choose_pages(stream.exec(), c.shape(), queries, kv, device.batch, page_score, GroupScore::kMax, budget,
+                         dense, {.scores = scores, .tickets = tickets.view<std::int32_t>(seqs, c.kv_heads)}, pages);
     });
     EXPECT_TRUE(fused == composed) << "group " << c.heads / c.kv_heads << ", budget " << budget.tokens.value
                                    << ", page score " << static_cast<int>(page_score);
