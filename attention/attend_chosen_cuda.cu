@@ -13,8 +13,9 @@
 //   (attention/finalists.cuh). Then all attend to their part of it as in attention/attend_decode.cuh. Meanwhile the
 //   memory would be idle: each warp has the pages that score best in it brought into the second-level cache before it
 //   is known that they are chosen.
-//   Where that finds no list (equal scores, or scores that first tiles did not let expect) the cluster searches by
-//   messages (attention/cluster_choice.cuh), and a warp sends what it chooses to the block that will attend to it.
+//   In short runs, and where that finds no list (equal scores, or scores that first tiles did not let expect), the
+//   cluster searches by messages (attention/cluster_choice.cuh), and a warp sends what it chooses to the block that
+//   will attend to it.
 // Scores have the bits of attention/score_pages_cuda.cu, lists those of attention/select_list.cuh, and outputs those of
 //   attend_selected split into as many parts.
 // Byte bound: bounds once, K and V of the listed pages once.
@@ -28,6 +29,7 @@
 #include "attention/cluster_choice.cuh"
 #include "attention/finalists.cuh"
 #include "attention/score_run.cuh"
+#include "attention/sparse.h"
 #include "engine/core/bulk_copy.cuh"
 #include "engine/core/dispatch.h"
 
@@ -347,13 +349,20 @@ void launch_form(const Exec& exec, const AttentionShape& shape, PageScore page_s
   page_score == PageScore::kMinMaxInt8 ? launch_one(std::true_type()) : launch_one(std::false_type());
 }
 
-// The largest cluster of at most `most` blocks, a power of two, of which each list gets one side by side and that is
-// not `too_wide`; two blocks may share a multiprocessor where that leaves two. 1 where there are more lists.
+// The largest cluster of at most `most` blocks, a power of two, of which each of `lists` gets one side by side and that
+// is not `too_wide`; two blocks may share a multiprocessor where that leaves two. 1 where there are more lists, or
+// where a block's pages do not find room.
+//   pages  most of a sequence;  entries  most of a list that are attended to
 template <typename TooWide>
-int cluster_of_list(std::int64_t lists, int most, const TooWide& too_wide) {
+int cluster_of_list(const AttentionShape& shape, std::int64_t lists, int pages, int entries, int most,
+                    const TooWide& too_wide) {
+  if (!has_clusters()) return 1;
   int cluster = most;
   while (cluster > 2 && (cluster * lists > multiprocessor_count() || too_wide(cluster))) cluster /= 2;
-  return cluster * lists > 2 * multiprocessor_count() ? 1 : cluster;
+  if (cluster * lists > 2 * multiprocessor_count()) return 1;
+  const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(pages, cluster),
+                            split_length(entries, cluster, 1, 1));
+  return layout.bytes <= ChosenLayout::room() ? cluster : 1;
 }
 
 // What a choice needs. `layout`: of clusters of `cluster` blocks.
@@ -376,24 +385,17 @@ ChosenArgs<T> choice_args(const DecodeArgs<T>& decode, const LayerKv& kv, PageSc
 }  // namespace
 
 int chosen_cluster(const AttentionShape& shape, int seqs, int pages, int entries) {
-  if (!has_clusters()) return 1;
   const std::int64_t lists = std::int64_t{shape.kv_heads} * seqs;
   // Blocks of few pages would have more to tell than to score.
-  const int cluster = cluster_of_list(lists, kListCluster, [&](int wide) {
-    return wide > kMaxCluster &&
-           (!FinalistPlan::can_be_used(block_pages_of(pages, wide), wide) || wide_clusters() < lists);
+  return cluster_of_list(shape, lists, pages, entries, kListCluster, [&](int cluster) {
+    return cluster > kMaxCluster &&
+           (!FinalistPlan::can_be_used(block_pages_of(pages, cluster), cluster) || wide_clusters() < lists);
   });
-  const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(pages, cluster),
-                            split_length(entries, cluster, 1, 1));
-  return layout.bytes <= ChosenLayout::room() ? cluster : 1;
 }
 
 int choosing_cluster(const AttentionShape& shape, int seqs, int pages) {
-  if (!has_clusters()) return 1;
-  const int cluster =
-      cluster_of_list(std::int64_t{shape.kv_heads} * seqs, kMaxCluster, [](int /*wide*/) { return false; });
-  const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(pages, cluster), 0);
-  return layout.bytes <= ChosenLayout::room() ? cluster : 1;
+  return cluster_of_list(shape, std::int64_t{shape.kv_heads} * seqs, pages, 0, kMaxCluster,
+                         [](int /*cluster*/) { return false; });
 }
 
 void choose_in_clusters(const Exec& exec, const AttentionShape& shape, const TensorRef& q, const LayerKv& kv,
@@ -403,7 +405,7 @@ void choose_in_clusters(const Exec& exec, const AttentionShape& shape, const Ten
   assert(cluster > 1 && cluster <= kMaxCluster);
   assert(page_score != PageScore::kMeanStd);
   if (batch.seqs == 0) return;
-  const int most_pages = (batch.max_kv_len + shape.page_tokens - 1) / shape.page_tokens;
+  const int most_pages = page_count(batch.max_kv_len, shape.page_tokens);
   const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(most_pages, cluster), 0);
   const TensorRef nowhere = tensor_ref(nullptr, kv.k.dtype, q.shape[0], q.shape[1]);
   dispatch_16bit(kv.k.dtype, "choosing pages on CUDA", [&](auto element) {
@@ -425,7 +427,7 @@ void attend_chosen(const Exec& exec, const AttentionShape& shape, const TensorRe
   assert(page_score != PageScore::kMeanStd);
   if (batch.seqs == 0) return;
   const int entries = static_cast<int>(pages.index.shape(2));
-  const int most_pages = (batch.max_kv_len + shape.page_tokens - 1) / shape.page_tokens;
+  const int most_pages = page_count(batch.max_kv_len, shape.page_tokens);
   const ChosenLayout layout(shape.head_dim, shape.group(), cluster, block_pages_of(most_pages, cluster),
                             split_length(entries, cluster, min_entries, 1));
   dispatch_16bit(kv.k.dtype, "attending to chosen pages on CUDA", [&](auto element) {

@@ -95,8 +95,8 @@ __device__ int count_reached(Shared<kThreads>& shared, const ScoreRow& row, unsi
   return static_cast<int>(block_sum(shared.search, reached));
 }
 
-// The same where mass keeps fewer than `number`: the order of the least of so many best scores. What a held row keeps
-// is noted. Code of its own, as search_in_bin.
+// The order of the least of the `number` best scores. What a held row keeps is noted. Seldom needed, and therefore code
+// of its own, as search_in_bin.
 template <int kThreads>
 __noinline__ __device__ unsigned threshold_by_number(Shared<kThreads>& shared, ScoreRow row, bool held, float largest,
                                                      std::int32_t number) {

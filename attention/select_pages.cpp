@@ -1,6 +1,7 @@
 #include "attention/select_pages.h"
 
 #include "attention/attend_chosen.h"
+#include "attention/sparse.h"
 
 namespace vesper {
 namespace {
@@ -27,8 +28,7 @@ void choose_pages(const Exec& exec, const AttentionShape& shape, const TensorRef
   if constexpr (kHaveCuda) {
     if (exec.on_cuda() && page_score != PageScore::kMeanStd) {
       assert(has_room_for_pages(shape, batch, scratch.scores.shape(2)));
-      const int most_pages = (batch.max_kv_len + shape.page_tokens - 1) / shape.page_tokens;
-      const int cluster = cuda::choosing_cluster(shape, batch.seqs, most_pages);
+      const int cluster = cuda::choosing_cluster(shape, batch.seqs, page_count(batch.max_kv_len, shape.page_tokens));
       if (cluster > 1) {
         return cuda::choose_in_clusters(exec, shape, q, kv, batch, page_score, group_score, budget, dense, cluster,
                                         pages);
