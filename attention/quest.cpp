@@ -68,12 +68,8 @@ class Quest final : public SparseAttention {
     const QuestScratch scratch = lay_out(carver, config_, shape, batch.seqs, batch.max_kv_len);
     if (config_.kernels == Kernels::kSeparate) return select_apart(exec, layer, q, batch, scratch);
     if (cluster_of(exec, batch) > 1) return {.list = scratch.pages, .guard_hits = {}};
-    const std::int64_t pages = pages_of(batch);
-    layer.begin_stage(exec, "score+select", [=, this, seqs = batch.seqs, list = scratch.pages] {
-      return choose_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages, entries_of(exec, list));
-    });
-    choose_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, budget_of(config_), dense_limit(),
-                 {.scores = scratch.scores, .tickets = tickets(batch)}, scratch.pages);
+    choose_pages_of_step(exec, layer, q, batch, config_.page_score, config_.group, budget_of(config_), scratch.scores,
+                         scratch.pages);
     return {.list = scratch.pages, .guard_hits = {}};
   }
 

@@ -135,6 +135,17 @@ void SparseAttention::plan(const Batch& batch) {
   }
 }
 
+void SparseAttention::choose_pages_of_step(const Exec& exec, const AttendLayer& layer, const TensorRef& q,
+                                           const Batch& batch, PageScore page_score, GroupScore group_score,
+                                           const PageBudget& budget, TensorView<float, 3> scores,
+                                           const Selection& pages) const {
+  layer.begin_stage(exec, "score+select", [=, this, seqs = batch.seqs, scored = pages_of(batch)] {
+    return choose_pages_cost(limits_.shape, limits_.dtype, page_score, seqs, scored, entries_of(exec, pages));
+  });
+  choose_pages(exec, limits_.shape, q, layer.kv, batch, page_score, group_score, budget, dense_limit_,
+               {.scores = scores, .tickets = tickets(batch)}, pages);
+}
+
 void SparseAttention::score_pages_apart(const Exec& exec, const AttendLayer& layer, const TensorRef& q,
                                         const Batch& batch, PageScore page_score, GroupScore group_score,
                                         TensorView<float, 3> scores) const {

@@ -93,6 +93,10 @@ class SparseAttention : public AttentionBackend {
                       const Selection& list, const TensorRef& out, TensorView<float, 2> lse,
                       const KeptCounters& counters);
 
+  // choose_pages over the step's sparse sequences, as a stage; `scores` as its scratch.
+  void choose_pages_of_step(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
+                            PageScore page_score, GroupScore group_score, const PageBudget& budget,
+                            TensorView<float, 3> scores, const Selection& pages) const;
   // score_pages over the step's sparse sequences, as a stage of its own.
   void score_pages_apart(const Exec& exec, const AttendLayer& layer, const TensorRef& q, const Batch& batch,
                          PageScore page_score, GroupScore group_score, TensorView<float, 3> scores) const;

@@ -62,12 +62,8 @@ class Twilight final : public SparseAttention {
     const TwilightScratch scratch = lay_out(carver, config_, shape, batch.seqs, batch.max_kv_len);
     const std::int64_t pages = pages_of(batch);
     if (!config_.dense_base) {
-      layer.begin_stage(exec, "score+select", [=, this, seqs = batch.seqs, list = scratch.pages] {
-        return choose_pages_cost(limits().shape, limits().dtype, config_.page_score, seqs, pages,
-                                 entries_of(exec, list));
-      });
-      choose_pages(exec, shape, q, layer.kv, batch, config_.page_score, config_.group, base_budget_of(config_),
-                   dense_limit(), {.scores = scratch.page_scores, .tickets = tickets(batch)}, scratch.pages);
+      choose_pages_of_step(exec, layer, q, batch, config_.page_score, config_.group, base_budget_of(config_),
+                           scratch.page_scores, scratch.pages);
     }
     const auto candidates = [=, this, list = scratch.pages] {  // of one KV head
       const AttentionShape& of = limits().shape;
