@@ -20,7 +20,7 @@ struct TopPRule {
 // than top_p, and is no larger than the smallest set of top_p + 2^-19 + candidates * 2^-39 (attention/mass.h). The list
 // of a KV head is the union over its query heads, plus the newest token, sink and window, ascending. Same candidates as
 // score_tokens.
-//   scores [seqs, heads, capacity];  tokens.index [seqs, kv_heads, capacity]
+//   scores [seqs, heads, capacity], on CUDA a multiple of 4;  tokens.index [seqs, kv_heads, capacity]
 void prune_top_p(const Exec& exec, const AttentionShape& shape, const Batch& batch, TensorView<const float, 3> scores,
                  const Selection& pages, const TopPRule& rule, DenseLimit dense, const Selection& tokens);
 

@@ -31,7 +31,7 @@ struct TwilightScratch {
 TwilightScratch lay_out(ScratchCarver& carver, const TwilightConfig& config, const AttentionShape& shape, int seqs,
                         int tokens) {
   TwilightScratch scratch;
-  int candidates = tokens;
+  int candidates = page_count(tokens, shape.page_tokens) * shape.page_tokens;
   if (!config.dense_base) {
     const int pages = page_list_bound(base_budget_of(config), tokens, shape.page_tokens);
     scratch.page_scores = carver.take<float>(seqs, shape.kv_heads, page_count(tokens, shape.page_tokens));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/selection.h"
+#include "attention/sparse.h"
 #include "kvcache/batch.h"
 
 namespace vesper {
@@ -51,7 +52,9 @@ inline int candidate_count(const Selection& pages, const Batch& batch, int page_
   return pages.index.data() == nullptr ? batch.kv_len(s) : pages.count(s, g) * page_tokens;
 }
 inline std::int64_t candidate_capacity(const Selection& pages, const Batch& batch, int page_tokens) {
-  return pages.index.data() == nullptr ? batch.max_kv_len : pages.index.shape(2) * page_tokens;
+  const std::int64_t most =
+      pages.index.data() == nullptr ? page_count(batch.max_kv_len, page_tokens) : pages.index.shape(2);
+  return most * page_tokens;
 }
 
 }  // namespace vesper
