@@ -40,16 +40,22 @@ VESPER_HD inline float float_of(std::uint32_t bits) {
 #endif
 }
 
+inline constexpr std::uint32_t kSignBit = 0x80000000U;
+
 // Unsigned, in the order of the scores; the two zeros are one, NaN counts as -inf.
 VESPER_HD inline std::uint32_t order_of(float score) {
-  constexpr std::uint32_t kSign = 0x80000000U;
   constexpr std::uint32_t kInfinity = 0x7F800000U;
   std::uint32_t bits = bits_of(score);
-  if ((bits & ~kSign) > kInfinity) bits = kSign | kInfinity;
-  if ((bits & ~kSign) == 0) bits = 0;
-  return (bits & kSign) != 0 ? ~bits : bits | kSign;
+  if ((bits & ~kSignBit) > kInfinity) bits = kSignBit | kInfinity;
+  if ((bits & ~kSignBit) == 0) bits = 0;
+  return (bits & kSignBit) != 0 ? ~bits : bits | kSignBit;
 }
 inline constexpr std::uint32_t kOrderOfMinusInfinity = 0x007FFFFFU;
+
+// The score of an order; zero is positive.
+VESPER_HD inline float score_of_order(std::uint32_t order) {
+  return float_of((order & kSignBit) != 0 ? order & ~kSignBit : ~order);
+}
 
 // More candidates than this would overflow the sums of masses.
 inline constexpr std::int64_t kMaxCandidates = std::int64_t{1} << 20;
@@ -59,9 +65,9 @@ inline constexpr int kMassBits = 40;  // of the largest score's mass
 // and the difference's together stay under 2^-19 where the mass is not 0 (28.5 + 2.6 units of 2^-24; below -28.5 the
 // mass is 0). The largest score itself, infinite or not, has 2^40; NaN has 0.
 VESPER_HD inline std::uint64_t mass_of(float score, float largest) {
-  if (score == largest) return std::uint64_t{1} << kMassBits;
-  const float x = rounded_sum(score, -largest);
-  if (!(x >= -87.0F)) return 0;
+  float x = rounded_sum(score, -largest);
+  x = x >= -87.0F ? x : -87.0F;     // whose mass is 0, as is that of NaN
+  x = score == largest ? 0.0F : x;  // of infinite ones too
   const float to_integer = 0x1.8p23F;
   const float shifted = rounded_sum(rounded_product(x, 0x1.715476p0F), to_integer);
   const float n = rounded_sum(shifted, -to_integer);
@@ -80,11 +86,14 @@ VESPER_HD inline std::uint64_t mass_of(float score, float largest) {
 //   F_kept >= p (F + candidates)(1 + e) / (1 - e + 2 p e).
 // That is more than `total` where top_p is so near to 1 that only all candidates are enough. A set that is one score
 // smaller than asked for has a true probability under top_p + 2^-19 + candidates 2^-39.
-VESPER_HD inline std::uint64_t mass_to_keep(float top_p, std::uint64_t total, std::int64_t candidates) {
-  const std::uint64_t raised = total + static_cast<std::uint64_t>(candidates);
+// `share` is share_to_keep(p), which has the division.
+VESPER_HD inline double share_to_keep(float top_p) {
   const double p = top_p;
-  const double share = p * static_cast<double>(raised + (raised >> 19) + 1) / ((1.0 - 0x1p-19) + p * 0x1p-18);
-  return static_cast<std::uint64_t>(ceil(share));
+  return p / ((1.0 - 0x1p-19) + p * 0x1p-18);
+}
+VESPER_HD inline std::uint64_t mass_to_keep(double share, std::uint64_t total, std::int64_t candidates) {
+  const std::uint64_t raised = total + static_cast<std::uint64_t>(candidates);
+  return static_cast<std::uint64_t>(ceil(share * static_cast<double>(raised + (raised >> 19) + 1)));
 }
 
 // Bins of scores by their distance below the largest, an eighth each, which spreads attention scores well; the last

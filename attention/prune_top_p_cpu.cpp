@@ -53,7 +53,7 @@ std::uint32_t threshold_of_head(const float* row, int candidates, const TopPRule
   for (int j = 0; j < candidates; ++j) largest = row[j] > largest ? row[j] : largest;
   const std::uint32_t by_mass = find_threshold(
       row, candidates, largest, [largest](float score) { return mass_of(score, largest); },
-      [&](std::uint64_t total) { return mass_to_keep(rule.top_p, total, candidates); });
+      [&](std::uint64_t total) { return mass_to_keep(share_to_keep(rule.top_p), total, candidates); });
 
   const auto reaches = [by_mass](float score) { return order_of(score) >= by_mass; };
   if (std::count_if(row, row + candidates, reaches) >= rule.min_tokens) return by_mass;

@@ -133,7 +133,7 @@ __device__ unsigned threshold_of_head(Shared<kThreads>& shared, const float* sco
   const unsigned by_mass = find_threshold(
                                shared.search, row, [largest](float score) { return mass_of(score, largest); },
                                [largest](float score) { return distance_bin_of(score, largest); },
-                               [&](std::uint64_t total) { return mass_to_keep(rule.top_p, total, candidates); })
+                               [&](std::uint64_t total) { return mass_to_keep(share_to_keep(rule.top_p), total, candidates); })
                                .order;
   __syncthreads();
   const int reached = holds ? note_reached(shared, held, candidates, by_mass) : count_reached(shared, row, by_mass);

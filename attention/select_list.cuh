@@ -45,10 +45,6 @@ struct EvenBins {
   }
 };
 
-__device__ inline float score_of_order(unsigned order) {
-  return float_of((order >> 31) != 0 ? order & 0x7FFFFFFFU : ~order);
-}
-
 // The threshold of the `wanted` best of pages [choice.sink_end, choice.window_begin), more than that many. Leaves the
 // scores in shared memory where they are held.
 __device__ inline Threshold<unsigned> best_pages(SelectShared& shared, const float* scores, const PageChoice& choice) {
@@ -65,8 +61,9 @@ __device__ inline Threshold<unsigned> best_pages(SelectShared& shared, const flo
   const uint2 range = block_max(shared.search, best, worst);
   const auto wanted = static_cast<unsigned>(choice.chosen);
   return find_threshold(
-      shared.search, {held ? shared.scores : scores, choice.sink_end, choice.window_begin}, [](float) { return 1U; },
-      EvenBins(score_of_order(range.x), score_of_order(~range.y)), [wanted](unsigned) { return wanted; });
+      shared.search, ScoreRow{held ? shared.scores : scores, choice.sink_end, choice.window_begin},
+      [](float) { return 1U; }, EvenBins(score_of_order(range.x), score_of_order(~range.y)),
+      [wanted](unsigned) { return wanted; });
 }
 
 // Of sequence s and KV head g, by kSelectThreads threads. The bins must be clear, and a barrier must lie after that.
