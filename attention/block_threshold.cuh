@@ -53,15 +53,16 @@ struct ThresholdShared {
   Threshold<Sum> found;
 };
 
-// A row of scores, in shared or device memory.
-struct ScoreRow {
+// A row of scores, of which a thread has kTogether on their way at a time.
+template <int kTogether>
+struct RowOfScores {
   const float* scores;
   int begin, end;
 
   // visit(score) for this thread's.
   template <int kThreads, typename Visit>
   __device__ void for_each(const Visit& visit) const {
-    constexpr int kTogether = 4;
+#pragma unroll 1
     for (int first = begin + static_cast<int>(threadIdx.x); first < end; first += kTogether * kThreads) {
       float some[kTogether];
 #pragma unroll
@@ -73,6 +74,8 @@ struct ScoreRow {
     }
   }
 };
+using ScoreRow = RowOfScores<4>;  // in shared or device memory
+using HeldRow = RowOfScores<1>;   // in shared memory, by many warps: the shortest code
 
 // Before the first search, with a barrier after it.
 template <int kThreads, typename Sum>
@@ -211,8 +214,8 @@ __device__ bool choose_bin(ThresholdShared<kThreads, Sum>& shared, const Needed&
 }
 
 // Lists the scores that `chosen` names; false where they are too many for that. After choose_bin().
-template <int kThreads, typename Sum, typename Weight, typename Chosen>
-__device__ bool list_members(ThresholdShared<kThreads, Sum>& shared, const ScoreRow& row, const Weight& weight,
+template <int kThreads, typename Sum, typename Row, typename Weight, typename Chosen>
+__device__ bool list_members(ThresholdShared<kThreads, Sum>& shared, const Row& row, const Weight& weight,
                              const Chosen& chosen) {
   constexpr int kMaxMembers = ThresholdShared<kThreads, Sum>::kMaxMembers;
   row.for_each<kThreads>([&](float score) {
@@ -253,9 +256,9 @@ __device__ Threshold<Sum> compare_members(ThresholdShared<kThreads, Sum>& shared
 // Where the chosen bin, of scores that `in_bin` names, holds more than are compared: the range of their orders is cut
 // into bins in turn. Seldom needed, and therefore code of its own: what always runs lies close together
 // (docs/kernels.md, "Code").
-template <int kThreads, typename Sum, typename Weight, typename InBin>
-__noinline__ __device__ Threshold<Sum> search_in_bin(ThresholdShared<kThreads, Sum>& shared, ScoreRow row,
-                                                     Weight weight, InBin in_bin) {
+template <int kThreads, typename Sum, typename Row, typename Weight, typename InBin>
+__noinline__ __device__ Threshold<Sum> search_in_bin(ThresholdShared<kThreads, Sum>& shared, Row row, Weight weight,
+                                                     InBin in_bin) {
   unsigned largest = 0;
   unsigned least = 0;  // the complement of the order
   row.for_each<kThreads>([&](float score) {
@@ -290,9 +293,9 @@ __noinline__ __device__ Threshold<Sum> search_in_bin(ThresholdShared<kThreads, S
 //   needed_of(sum of all)   at least 1
 // `weight` and `first_bin` hold what they know by value. The bins must be clear and a barrier must lie after that; they
 // are left clear, and a barrier must lie before the next search. All threads call it and get the same.
-template <int kThreads, typename Sum, typename Weight, typename FirstBin, typename Needed>
-__device__ Threshold<Sum> find_threshold(ThresholdShared<kThreads, Sum>& shared, const ScoreRow& row,
-                                         const Weight& weight, const FirstBin& first_bin, const Needed& needed_of) {
+template <int kThreads, typename Sum, typename Row, typename Weight, typename FirstBin, typename Needed>
+__device__ Threshold<Sum> find_threshold(ThresholdShared<kThreads, Sum>& shared, const Row& row, const Weight& weight,
+                                         const FirstBin& first_bin, const Needed& needed_of) {
   row.for_each<kThreads>([&](float score) {
     const Sum weighs = weight(score);
     if (weighs != 0) add_weight(shared, first_bin(score), weighs);

@@ -137,13 +137,32 @@ TEST(PruneTopPCuda, GivesTheCpusListsForLongContexts) {
   }
 }
 
+// Where blocks are few each has a multiprocessor for itself, as in the tests above; here some have not.
+TEST(PruneTopPCuda, GivesTheCpusListsWhereListsFillTheDevice) {
+  VESPER_NEEDS_GPU();
+  std::mt19937 random(4);
+  for (const auto& [kv_heads, group] : {std::pair{30, 1}, {60, 1}, {5, 4}, {12, 4}}) {
+    World world(random, kv_heads, group, 16, {6000, 1, 5001, 4096});
+    for (std::size_t kind = static_cast<std::size_t>(group) % 2; kind < score_rows().size(); kind += 2) {
+      const ScoreRows& rows = score_rows()[kind];
+      const PageLists lists(random, world.ragged.batch, kv_heads, 16, 0.7, false);
+      for (const Selection& pages : {Selection{}, lists.pages}) {
+        world.score(random, pages, [&](int) -> const ScoreRows& { return rows; });
+        const std::string what = rows.name + ", " + std::to_string(kv_heads) + " KV heads";
+        world.check({.top_p = 0.9F}, {}, what);
+        world.check({.top_p = 0.3F, .min_tokens = 700, .sink_tokens = {20}}, {}, what + ", floor 700");
+      }
+    }
+  }
+}
+
 // The longest row that fits and the shortest that does not, few enough that slow tools can watch.
 TEST(PruneTopPCuda, GivesTheCpusListsOnBothSidesOfSharedMemory) {
   VESPER_NEEDS_GPU();
-  std::mt19937 random(4);
+  std::mt19937 random(5);
   for (const char* name : {"sink first", "heavy ties"}) {
     const auto rows = std::find_if(score_rows().begin(), score_rows().end(), [&](auto& r) { return r.name == name; });
-    World world(random, 1, 2, 16, {20480, 20481});
+    World world(random, 1, 2, 16, {32768, 32769});
     world.score(random, {}, [&](int) -> const ScoreRows& { return *rows; });
     world.check({.top_p = 0.95F}, {}, rows->name);
   }
