@@ -305,12 +305,6 @@ __device__ void write_kept(const Shared<kThreads>& shared, const Candidates<kThr
   }
 }
 
-// A barrier of the cluster's blocks.
-__device__ void meet_cluster() {
-  arrive_in_cluster();
-  wait_for_cluster();
-}
-
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1024 / kThreads) prune_candidates(const __grid_constant__ PruneArgs args) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -334,7 +328,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads) prune_candidates(co
   const bool holds = candidates <= args.held && args.rule.top_p < 1.0F;
   if (listed && holds) {
 #pragma unroll 1
-    for (int slot = static_cast<int>(threadIdx.x); slot < candidates >> args.page_shift; slot += kThreads) {
+    for (int slot = thread; slot < candidates >> args.page_shift; slot += kThreads) {
       shared.pages[slot] = args.page_index(s, g, slot);  // seen behind the cluster's barrier
     }
   }
@@ -387,7 +381,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads) prune_candidates(co
   std::int32_t before = 0;
 #pragma unroll 1
   for (int i = 0; i < rank; ++i) before += shared.kept_by_block[i];
-  if (rank == args.blocks - 1 && threadIdx.x == 0) {
+  if (rank == args.blocks - 1 && thread == 0) {
     args.count(s, g) = before + kept;
     args.tail_begin(s, g) = before + kept;
   }

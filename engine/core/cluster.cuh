@@ -31,6 +31,12 @@ __device__ inline void wait_for_cluster() {
 #endif
 }
 
+// The two together: a barrier of the cluster's threads.
+__device__ inline void meet_cluster() {
+  arrive_in_cluster();
+  wait_for_cluster();
+}
+
 // `here`, of this block's shared memory, in that of block `rank` of the cluster.
 template <typename T>
 __device__ T* in_block(T* here, unsigned rank) {
