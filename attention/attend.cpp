@@ -62,12 +62,12 @@ int wanted_splits(int seqs, int kv_heads, int units) {
 }
 
 int most_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units) {
-  const int pages = std::max(1, divide_up(max_kv_len, shape.page_tokens));
+  const int pages = std::max(1, page_count(max_kv_len, shape.page_tokens));
   return std::min(splits_for_length(seqs, shape.kv_heads, max_kv_len, units), divide_up(pages, min_pages(shape)));
 }
 
 SplitPlan plan_splits(const AttentionShape& shape, int seqs, int max_kv_len, int units, int max_splits) {
-  const int pages = std::max(1, divide_up(max_kv_len, shape.page_tokens));
+  const int pages = std::max(1, page_count(max_kv_len, shape.page_tokens));
   const int wanted = std::clamp(splits_for_length(seqs, shape.kv_heads, max_kv_len, units), 1, std::max(1, max_splits));
   const int split_pages = std::max(min_pages(shape), divide_up(pages, wanted));
   return SplitPlan{.splits = divide_up(pages, split_pages), .min_tokens = min_pages(shape) * shape.page_tokens};

@@ -29,7 +29,6 @@
 #include "attention/cluster_choice.cuh"
 #include "attention/finalists.cuh"
 #include "attention/score_run.cuh"
-#include "attention/sparse.h"
 #include "engine/core/bulk_copy.cuh"
 #include "engine/core/dispatch.h"
 

@@ -19,10 +19,10 @@ struct PageChoice {
 VESPER_HD inline PageChoice page_choice(const PageBudget& budget, std::int32_t kv_len, std::int32_t page_tokens) {
   PageChoice choice;
   if (kv_len <= 0) return choice;
-  choice.pages = (kv_len + page_tokens - 1) / page_tokens;
+  choice.pages = page_count(kv_len, page_tokens);
   const std::int32_t sink_tokens = tokens_of(budget.sink_tokens, kv_len);
   const std::int32_t window_tokens = tokens_of(budget.window_tokens, kv_len);
-  choice.sink_end = (sink_tokens + page_tokens - 1) / page_tokens;
+  choice.sink_end = page_count(sink_tokens, page_tokens);
   choice.window_begin =
       (kv_len - (window_tokens > 1 ? window_tokens : 1)) / page_tokens;  // the newest token's at least
   if (choice.sink_end > choice.window_begin) choice.sink_end = choice.window_begin;

@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kSelectThreads, 2) score_bounds(const __grid_c
   const int g = static_cast<int>(blockIdx.y);
   const int s = static_cast<int>(blockIdx.z);
   const int kv_len = args.kv_len(s);
-  const int pages = (kv_len + args.page_tokens - 1) / args.page_tokens;
+  const int pages = page_count(kv_len, args.page_tokens);
   const int begin = static_cast<int>(blockIdx.x) * args.piece_pages;
   const int end = min(begin + args.piece_pages, pages);
   let_next_start();
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kMomentThreads) score_moments(const __grid_con
   const auto s = blockIdx.z;
   const int kv_len = args.kv_len(s);
   const int begin = static_cast<int>(blockIdx.x) * kPiecePages;
-  const int pages = (kv_len + args.page_tokens - 1) / args.page_tokens;
+  const int pages = page_count(kv_len, args.page_tokens);
   if (kv_len <= args.dense_tokens || begin >= pages) return;
   for (int i = static_cast<int>(threadIdx.x); i < args.group * kHeadDim; i += kMomentThreads) {
     queries[i / kHeadDim][i % kHeadDim] = widen(args.q(s, g * args.group + i / kHeadDim, i % kHeadDim));

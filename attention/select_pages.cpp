@@ -1,7 +1,6 @@
 #include "attention/select_pages.h"
 
 #include "attention/attend_chosen.h"
-#include "attention/sparse.h"
 
 namespace vesper {
 namespace {

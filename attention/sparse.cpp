@@ -34,10 +34,6 @@ Selection take_selection(ScratchCarver& carver, SelectionUnit unit, int seqs, in
   return list;
 }
 
-int page_count(int tokens, int page_tokens) {
-  return divide_up(tokens, page_tokens);
-}
-
 int page_list_bound(const PageBudget& budget, int tokens, int page_tokens) {
   const int pages = page_count(tokens, page_tokens);
   // Rounded up: a budget that covers every token takes the last page too, full or not.

@@ -32,9 +32,7 @@ Selection take_selection(ScratchCarver& carver, SelectionUnit unit, int seqs, in
 std::int64_t entries_of(const Exec& exec, const Selection& list);
 std::int64_t listed_tokens(const Exec& exec, const AttentionShape& shape, const Selection& list);
 
-// Bounds that hold for every context of at most `tokens`, and what a budget comes to.
-int page_count(int tokens, int page_tokens);
-// Most pages that select_pages keeps.
+// Most pages that select_pages keeps, in every context of at most `tokens`.
 int page_list_bound(const PageBudget& budget, int tokens, int page_tokens);
 
 // Whether the lists of `seqs` sequences share their splits out by their counts: on CUDA, where the lists of a step may

@@ -31,13 +31,13 @@ struct TwilightScratch {
 TwilightScratch lay_out(ScratchCarver& carver, const TwilightConfig& config, const AttentionShape& shape, int seqs,
                         int tokens) {
   TwilightScratch scratch;
-  int candidates = page_count(tokens, shape.page_tokens) * shape.page_tokens;
+  int pages = page_count(tokens, shape.page_tokens);
   if (!config.dense_base) {
-    const int pages = page_list_bound(base_budget_of(config), tokens, shape.page_tokens);
-    scratch.page_scores = carver.take<float>(seqs, shape.kv_heads, page_count(tokens, shape.page_tokens));
+    scratch.page_scores = carver.take<float>(seqs, shape.kv_heads, pages);
+    pages = page_list_bound(base_budget_of(config), tokens, shape.page_tokens);
     scratch.pages = take_selection(carver, SelectionUnit::kPages, seqs, shape.kv_heads, pages);
-    candidates = pages * shape.page_tokens;
   }
+  const int candidates = pages * shape.page_tokens;  // whole pages of rows
   scratch.token_scores = carver.take<float>(seqs, shape.heads, candidates);
   scratch.tokens = take_selection(carver, SelectionUnit::kTokens, seqs, shape.kv_heads, candidates);
   return scratch;

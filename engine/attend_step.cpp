@@ -150,7 +150,7 @@ AttendOutput attend_step(const AttendInput& input, const std::string& attention,
       exec);
   const KvShape kv{
       .layers = 1, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim, .page_tokens = page_tokens, .dtype = dtype};
-  const int pages = (tokens + page_tokens - 1) / page_tokens;
+  const int pages = page_count(tokens, page_tokens);
   KvCache cache(kv, pages, device, ModelAttention::side_tables({&config, 1}));
   CachedSequence sequence;
   if (!cache.reserve(sequence, tokens)) fail({"reserving pages", "too few", "one cache a sequence", ""});

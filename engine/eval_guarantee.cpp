@@ -134,7 +134,7 @@ class GuaranteeProbe {
       copy_bytes(exec, static_cast<std::byte*>(q_.data()) + s * row_bytes, layer.q.data, row_bytes);
     }
     const std::int32_t kv_len = layer.batch.host_kv_len[0];
-    const int pages = (kv_len + limits_.shape.page_tokens - 1) / limits_.shape.page_tokens;
+    const int pages = page_count(kv_len, limits_.shape.page_tokens);
     CachedSequence sequence;
     sequence.pages = read_back(exec, TensorView<const std::int32_t, 1>(&layer.batch.page_table(0, 0), pages));
     sequence.length = kv_len - 1;

@@ -32,7 +32,7 @@ MemoryPlan plan_for_context(const ModelConfig& config, const WeightsPlan& weight
     scratch.partials += own.partials;
     scratch.selections += own.selections;
   }
-  const int seq_pages = (max_context + limits.page_tokens - 1) / limits.page_tokens;
+  const int seq_pages = page_count(max_context, limits.page_tokens);
   const int chunk = std::max(limits.prefill_chunk, limits.max_seqs);
 
   MemoryPlan plan;

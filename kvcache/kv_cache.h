@@ -33,7 +33,7 @@ class KvCache {
   [[nodiscard]] const KvShape& shape() const { return shape_; }
   [[nodiscard]] int pages() const { return pages_; }
   [[nodiscard]] int free_pages() const { return static_cast<int>(free_.size()); }
-  [[nodiscard]] int pages_for(int tokens) const { return (tokens + shape_.page_tokens - 1) / shape_.page_tokens; }
+  [[nodiscard]] int pages_for(int tokens) const { return page_count(tokens, shape_.page_tokens); }
 
   // Views of one layer's tiles and side tables.
   [[nodiscard]] const LayerKv& layer(int l) const { return layers_[static_cast<std::size_t>(l)]; }

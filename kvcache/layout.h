@@ -24,6 +24,11 @@ VESPER_HD constexpr std::int64_t bound_spans(std::int64_t head_dim) {
   return (head_dim + kBoundSpan - 1) / kBoundSpan;
 }
 
+// Pages that hold `tokens`.
+VESPER_HD constexpr int page_count(int tokens, int page_tokens) {
+  return (tokens + page_tokens - 1) / page_tokens;
+}
+
 // The sizes of a cache; all counts, `dtype` is that of K and V (f32 on the CPU, the checkpoint's 16-bit type on CUDA).
 struct KvShape {
   int layers = 0;

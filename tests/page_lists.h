@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "attention/selection.h"
-#include "attention/sparse.h"
 #include "kvcache/batch.h"
+#include "kvcache/layout.h"
 
 namespace vesper {
 
